@@ -34,19 +34,23 @@ const MAX_WAITING = 4096;
 /**
  * One ready TLS context per host: minted once however many connections ask at the same time, renewed before it ends, bounded.
  *
- * How to end TLS with it over a socket that is already connected, on Node 20 to 26 (each point has a test):
+ * How to end TLS with it over a socket that is already connected, on Node 20 to 26 (test/tls/termination.test.ts holds each point):
  * ```
- * socket.unshift(clientHelloBytes);               // what was read to see the SNI; TLSSocket takes buffered bytes over
+ * socket.unshift(clientHelloBytes);   // what was read to see the SNI; TLSSocket takes buffered bytes over
  * const tls = new TLSSocket(socket, { isServer: true, secureContext, ALPNProtocols: ['h2', 'http/1.1'] });
- * tls.on('error', …); tls.on('_tlsError', …);     // a failed handshake shows only as `_tlsError`, then `close`
- * tls.once('secure', () => { tls._releaseControl(); … });   // `secure` ends the handshake; there is no `secureConnect` on this side
+ * tls.on('error', …);                 // before anything else
+ * tls.once('secure', () => { tls._releaseControl(); … });
  * ```
- * - After `secure`, call `_releaseControl()` as `tls.Server` does, or later TLS errors go to `_tlsError` alone and never to `error`.
- * - A client that goes away within the handshake may give neither `secure` nor `_tlsError`: watch `close` of the raw socket, too.
+ * - `secure` ends the handshake on this side; there is no `secureConnect`. Use `once`: a refused renegotiation emits it again.
+ * - Before `secure`, a failure emits `_tlsError` and `error`, then `close`. After it, TLS errors reach `error` only if
+ *   `_releaseControl()` was called, as `tls.Server` does; else they end in `_tlsError` and the socket stays open.
+ * - A client that distrusts us without an alert (Node, npm, Deno) gives neither: only `end` before `secure`, and no `close` when
+ *   the socket allows half-open. Destroy on it. With TLS 1.2 even `secure` may come first.
+ * - Take the SNI from `readClientHello`: `tls.servername` is `false` after a TLS 1.2 resumption.
  * - Resumption needs nothing more: ticket keys and session id context live in the contexts, so a session resumes on any
  *   connection to the same host, also after its context was evicted or renewed. `tls.isSessionReused()` tells.
  * - `requestCert` and `rejectUnauthorized` stay unset: agents are identified on the proxy's listener, not inside the tunnel.
- * - ALPN lists with no common entry end the handshake with an alert; leave `ALPNProtocols` out for clients that offer none.
+ * - ALPN lists with no common entry end the handshake with an alert; clients that offer none are served with `alpnProtocol` false.
  * - Renegotiation is refused by OpenSSL itself (SSL_OP_NO_RENEGOTIATION); Node's own counter would allow three per connection.
  */
 export class LeafCache {
