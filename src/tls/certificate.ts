@@ -81,7 +81,7 @@ function spkiOf(publicKey: KeyObject): Buffer {
 }
 
 function attribute(oid: string, text: string): Der {
-  return der.setOfOne(der.sequence(der.objectId(oid), der.utf8(text)));
+  return der.setOf(der.sequence(der.objectId(oid), der.utf8(text)));
 }
 
 function extension(oid: string, isCritical: boolean, value: Der): Der {
@@ -237,6 +237,9 @@ export interface CertificateFacts {
   readonly basicConstraints: { readonly isCritical: boolean; readonly isCa: boolean } | null;
   /** Bits as in RFC 5280 section 4.2.1.3, the first one highest: keyCertSign is 0x04 of the first byte. */
   readonly keyUsage: { readonly isCritical: boolean; readonly firstByte: number } | null;
+  readonly hasAuthorityKeyId: boolean;
+  /** Dotted object identifier of the signature algorithm. */
+  readonly signatureAlgorithm: string;
 }
 
 /** @throws Error when the bytes are no certificate */
@@ -267,6 +270,8 @@ export function readFacts(certificateDer: Buffer): CertificateFacts {
       usage === undefined
         ? null
         : { isCritical: usage.isCritical, firstByte: der.content(der.decode(usage.value))[1] ?? 0 },
+    hasAuthorityKeyId: found.has(OID.authorityKeyId),
+    signatureAlgorithm: der.dotted(der.members(fields[1])[0]),
   };
 }
 

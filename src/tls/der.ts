@@ -25,9 +25,10 @@ export function sequence(...items: readonly Der[]): Der {
   return asn1.create(UNIVERSAL, asn1.Type.SEQUENCE, true, [...items]);
 }
 
-/** DER wants the members of a SET OF sorted; every set that we write has one member. */
-export function setOfOne(item: Der): Der {
-  return asn1.create(UNIVERSAL, asn1.Type.SET, true, [item]);
+/** A SET OF. DER wants its members sorted by their encoding (X.690 11.6). */
+export function setOf(...items: readonly Der[]): Der {
+  const sorted = [...items].sort((a, b) => Buffer.compare(encode(a), encode(b)));
+  return asn1.create(UNIVERSAL, asn1.Type.SET, true, sorted);
 }
 
 /** An unsigned big-endian number; leading zeros are made minimal (X.690 8.3.2). */

@@ -96,7 +96,7 @@ function readCertificates(file: string): readonly string[] {
 function readIdentity(entry: ClientCertificate): { readonly cert: string; readonly key: string } {
   const chain = readCertificates(entry.cert);
   const key = readPem(entry.key);
-  let isFitting = false;
+  let isFitting: boolean;
   try {
     isFitting = new X509Certificate(chain[0] ?? '').checkPrivateKey(createPrivateKey(key));
   } catch {
