@@ -231,7 +231,7 @@ export class Dialer {
 
 /** The agent learns the range, never the address: that would map the inside for it. */
 function deniedError(refusal: AddressRefusal): UpstreamError {
-  return new UpstreamError('address_denied', `It is in ${refusal.range} (${refusal.reason}).`);
+  return new UpstreamError('address_denied', `Refused as ${refusal.reason} (${refusal.range}).`);
 }
 
 function withSignal(options: DialTlsOptions, signal: AbortSignal | undefined): DialTlsOptions {
