@@ -182,14 +182,24 @@ describe("an operator's own CA", () => {
       ['sub', ['-CA', at('root.pem'), '-CAkey', at('root.key'), '-CAcreateserial']],
     ] as const) {
       const request = ['req', '-new', '-newkey', 'rsa:2048', '-nodes', '-subj', `/CN=Test ${name}`];
-      expect((await run('openssl', [...request, '-keyout', at(`${name}.key`), '-out', at(`${name}.csr`)])).code).toBe(0);
+      expect((await run('openssl', [...request, '-keyout', at(`${name}.key`), '-out', at(`${name}.csr`)])).code).toBe(
+        0,
+      );
       const sign = ['x509', '-req', '-in', at(`${name}.csr`), '-days', '30', '-extfile', at(`${name}.ext`)];
       expect((await run('openssl', [...sign, ...signer, '-out', at(`${name}.pem`)])).output).toContain('ok');
     }
     write(at('certs'), { pem: readFileSync(at('sub.pem'), 'utf8'), key: readFileSync(at('sub.key'), 'utf8') });
     const { authority } = await Authority.open(at('certs'));
     writeFileSync(at('chain.pem'), (await authority.mintLeaf('a.example.com')).certificateChainPem);
-    const verify = ['verify', '-x509_strict', '-CAfile', at('root.pem'), '-untrusted', at('chain.pem'), at('chain.pem')];
+    const verify = [
+      'verify',
+      '-x509_strict',
+      '-CAfile',
+      at('root.pem'),
+      '-untrusted',
+      at('chain.pem'),
+      at('chain.pem'),
+    ];
     expect((await run('openssl', verify)).output).toContain('OK');
   });
 });
@@ -264,14 +274,28 @@ describe('a leaf', () => {
     await expect(authority.mintLeaf('a.example.com')).rejects.toThrow(CertificateError);
   });
 
-  it.runIf(hasOpenssl).each(['a.example.com', '192.0.2.7', '2001:db8::1', `${'a'.repeat(63)}.${'b'.repeat(63)}.example`])(
+  it
+    .runIf(hasOpenssl)
+    .each(['a.example.com', '192.0.2.7', '2001:db8::1', `${'a'.repeat(63)}.${'b'.repeat(63)}.example`])(
     'for %s passes openssl in strict mode (openssl needed)',
     async (host) => {
       const folder = temporaryFolder();
       const { authority } = await Authority.open(folder);
       writeFileSync(join(folder, 'leaf.pem'), (await authority.mintLeaf(host)).certificateChainPem);
-      const purpose = ['-x509_strict', '-purpose', 'sslserver', host.includes('.example') ? '-verify_hostname' : '-verify_ip', host];
-      const checked = await run('openssl', ['verify', ...purpose, '-CAfile', join(folder, 'ca.pem'), join(folder, 'leaf.pem')]);
+      const purpose = [
+        '-x509_strict',
+        '-purpose',
+        'sslserver',
+        host.includes('.example') ? '-verify_hostname' : '-verify_ip',
+        host,
+      ];
+      const checked = await run('openssl', [
+        'verify',
+        ...purpose,
+        '-CAfile',
+        join(folder, 'ca.pem'),
+        join(folder, 'leaf.pem'),
+      ]);
       expect(checked.output).toContain('OK');
     },
   );
@@ -306,9 +330,24 @@ describe('the strictness check', () => {
   it.runIf(hasOpenssl)('names what a sloppy root lacks (openssl needed)', async () => {
     const folder = temporaryFolder();
     const config = join(folder, 'openssl.cnf');
-    writeFileSync(config, '[req]\ndistinguished_name=dn\nx509_extensions=ext\n[dn]\n[ext]\nbasicConstraints=CA:true\nsubjectKeyIdentifier=none\n');
+    writeFileSync(
+      config,
+      '[req]\ndistinguished_name=dn\nx509_extensions=ext\n[dn]\n[ext]\nbasicConstraints=CA:true\nsubjectKeyIdentifier=none\n',
+    );
     const files = ['-keyout', join(folder, 'ca.key'), '-out', join(folder, 'ca.pem')];
-    const made = ['req', '-x509', '-config', config, '-newkey', 'rsa:2048', '-nodes', '-sha1', '-subj', '/CN=sloppy', ...files];
+    const made = [
+      'req',
+      '-x509',
+      '-config',
+      config,
+      '-newkey',
+      'rsa:2048',
+      '-nodes',
+      '-sha1',
+      '-subj',
+      '/CN=sloppy',
+      ...files,
+    ];
     expect((await run('openssl', made)).code).toBe(0);
     chmodSync(join(folder, 'ca.key'), 0o600);
     const { authority } = await Authority.open(folder);
