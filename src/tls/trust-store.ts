@@ -34,9 +34,7 @@ function parsed(pem: string): X509Certificate | null {
 
 /** A PEM file, each certificate under a comment line with its subject. ASCII only: Python reads such text as ASCII. */
 export function pemBundle(certificates: readonly X509Certificate[]): string {
-  return certificates
-    .map((certificate) => `# ${printable(certificate.subject)}\n${toPem(certificate.raw)}`)
-    .join('\n');
+  return certificates.map((certificate) => `# ${printable(certificate.subject)}\n${toPem(certificate.raw)}`).join('\n');
 }
 
 function printable(subject: string): string {

@@ -39,13 +39,13 @@ export class UpstreamContexts {
     this.#plain = contextWith({ ca });
     const suffixes: { suffix: string; context: SecureContext }[] = [];
     for (const entry of options.clientCertificates) {
-      const context = contextWith({ ca, ...readIdentity(entry) });
       const host = entry.host.toLowerCase();
       if (!isPattern(host)) {
         throw new ConfigError(
           `"${entry.host}" is neither a host nor "*." and a host; client certificates take no other patterns.`,
         );
       }
+      const context = contextWith({ ca, ...readIdentity(entry) });
       if (host.startsWith('*.')) suffixes.push({ suffix: host.slice(1), context });
       else if (!this.#exact.has(host)) this.#exact.set(host, context);
       else throw new ConfigError(`There are two client certificates for "${entry.host}".`);
