@@ -73,10 +73,11 @@ export class Socks5Parser {
   /** Never throws: malformed bytes give a `failed` event. After the last event bytes are ignored. */
   push(bytes: Buffer): readonly Socks5Event[] {
     if (this.#state === 'done') return [];
-    if (this.#held.length + bytes.length > MAX_HELD_BYTES)
-      return [this.#fail('bad_socks', 'Too many bytes before an answer.')];
     this.#held = this.#held.length === 0 ? bytes : Buffer.concat([this.#held, bytes]);
-    return this.#drain();
+    const events = this.#drain();
+    // In every other state what is held is the part of one message, 515 bytes at most.
+    if (this.#state !== 'answer' || this.#held.length <= MAX_HELD_BYTES) return events;
+    return [...events, this.#fail('bad_socks', 'Too many bytes before an answer.')];
   }
 
   /** The credentials, or their absence, are good. Events of bytes that came in the meantime follow. */
