@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import type { X509Certificate } from 'node:crypto';
 import { Option, type Command } from 'commander';
 import { ConfigError } from '../core/errors.ts';
-import { Authority } from '../tls/authority.ts';
+import { Authority, checkOrganization } from '../tls/authority.ts';
 import { caPaths, retireCaPair } from '../tls/ca-files.ts';
 import { spkiSha256, strictProblems } from '../tls/strictness.ts';
 import { bundleWith, javaTrustStore, pemBundle } from '../tls/trust-store.ts';
@@ -83,6 +83,8 @@ interface StoreOptions {
 
 async function init(options: FolderOption & { force?: boolean; organization: string; json?: boolean }): Promise<void> {
   const folder = resolve(options.certs);
+  // Before anything is moved: a bad name must not cost the old CA.
+  checkOrganization(options.organization);
   if (options.force === true) {
     const stamp = new Date().toISOString().replaceAll(/[-:]|\.\d+/g, '');
     for (const path of await retireCaPair(folder, stamp)) say(`kept the old file as ${path}`);

@@ -30,7 +30,7 @@ export interface Leaf {
 export interface AuthorityOptions {
   /** Make a CA when the folder has none; true by default. */
   readonly create?: boolean;
-  /** Name under O in a root that is made. */
+  /** Name under O in a root that is made, 1 to 64 characters (RFC 5280 appendix A.1, ub-organization-name). */
   readonly organization?: string;
   readonly now?: () => number;
   /** How long to wait for a pair that another process is just writing. */
@@ -81,6 +81,7 @@ export class Authority {
     options: AuthorityOptions = {},
   ): Promise<{ authority: Authority; created: boolean }> {
     const { create = true, organization = 'Subfloor', now = Date.now, settleMs } = options;
+    checkOrganization(organization);
     let created = false;
     let pair = await readCaPair(folder, settleMs);
     if (pair === null && create) {
@@ -152,6 +153,12 @@ const generateKeys = promisify(generateKeyPair);
 
 function newKeyPair(): Promise<{ privateKey: KeyObject; publicKey: KeyObject }> {
   return generateKeys('ec', { namedCurve: 'P-256' });
+}
+
+/** @throws ConfigError when a certificate has no room for this name */
+export function checkOrganization(organization: string): void {
+  if (/^[^\p{Cc}]{1,64}$/u.test(organization)) return;
+  throw new ConfigError('The organization in a CA has 1 to 64 characters and no control characters.');
 }
 
 async function newPair(organization: string, nowMs: number): Promise<CaPair> {

@@ -57,6 +57,13 @@ describe('subfloor ca', () => {
     expect(readFileSync(join(folder, 'ca.key'), 'utf8')).not.toBe(key);
   });
 
+  it('init --force leaves the old CA in place when it cannot make the new one', async () => {
+    const folder = temporaryFolder();
+    await ca('init', '--certs', folder);
+    expect((await ca('init', '--certs', folder, '--force', '--organization', '')).exitCode).toBe(2);
+    expect(readdirSync(folder).sort()).toEqual(['ca.key', 'ca.pem']);
+  });
+
   it.each(['show', 'export', 'bundle'])('%s makes no CA: it exits with 2 and names the remedy', async (command) => {
     const folder = temporaryFolder();
     const result = await ca(command, '--certs', folder);

@@ -1,5 +1,14 @@
 import { createPrivateKey, generateKeyPairSync, X509Certificate } from 'node:crypto';
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { createServer } from 'node:tls';
 import { describe, expect, it } from 'vitest';
@@ -78,6 +87,12 @@ describe('the CA on disk', () => {
     expect(readdirSync(folder)).toEqual([]);
   });
 
+  it.each(['', 'x'.repeat(65), 'two\nlines'])('is not made for the organization %j', async (organization) => {
+    const folder = temporaryFolder();
+    await expect(Authority.open(folder, { organization })).rejects.toThrow(ConfigError);
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
   it('keeps old files when it is replaced, and never over others', async () => {
     const folder = write(temporaryFolder(), { pem: 'p', key: 'k' });
     await retireCaPair(folder, 'then');
@@ -95,6 +110,18 @@ describe('a CA that cannot be used', () => {
     expect(error.file).toMatch(/ca\.key$/);
     expect(error.message).toContain('chmod 600');
   });
+
+  it.runIf(process.geteuid?.() === 0)(
+    'is accepted as a secret of another user that our group reads (root needed)',
+    async () => {
+      const ca = await testCa();
+      const folder = write(temporaryFolder(), { pem: ca.pem, key: ca.keyPem }, 0o440);
+      chownSync(join(folder, 'ca.key'), 65_534, 0);
+      expect((await Authority.open(folder)).created).toBe(false);
+      chmodSync(join(folder, 'ca.key'), 0o444);
+      expect((await refusal(folder)).message).toContain('mode 0444');
+    },
+  );
 
   it('is refused without its key, and without its certificate', async () => {
     const ca = await testCa();
