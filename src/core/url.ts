@@ -32,10 +32,8 @@ export function canonicalHost(text: string): string | null {
   if (text.length === 0 || text.length > MAX_HOST_INPUT) return null;
   if (text.includes(':')) return canonicalIpv6(text);
   const lower = text.toLowerCase();
-  // `xn--` labels take the long way: their punycode must be valid.
-  if (PLAIN_NAME.test(lower) && !NUMERIC_LAST_LABEL.test(lower) && !lower.includes('xn--')) {
-    return hasGoodLengths(lower) ? lower : null;
-  }
+  // A-labels (`xn--…`) are opaque here as they are in DNS; whether odd ones are valid, Node 20 and Node 24 disagree.
+  if (PLAIN_NAME.test(lower) && !NUMERIC_LAST_LABEL.test(lower)) return hasGoodLengths(lower) ? lower : null;
   // domainToASCII parses a whole URL: it would cut at `/`, strip tabs and decode escapes. Hence the check before it.
   if (FORBIDDEN_ASCII.test(text)) return null;
   let ascii = domainToASCII(text).toLowerCase();
