@@ -63,7 +63,8 @@ export interface DialerOptions {
  * proxy often resolve nothing outside. The proxy itself is the operator's word and not checked, except that it must not be us.
  *
  * Sockets come with a no-op 'error' listener that may stay. An owner that attaches its listeners in the turn in which the promise
- * resolves misses nothing; before that it looks at `destroyed`. TCP sockets are `allowHalfOpen`, TLS sockets are not.
+ * resolves misses nothing; before that it looks at `destroyed`. TCP sockets are `allowHalfOpen`, TLS sockets are not: who gives a TCP
+ * socket to node:http2 sets it to false, or the session never learns that the server has gone.
  */
 export class Dialer {
   readonly #options: DialerOptions;

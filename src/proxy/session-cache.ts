@@ -1,6 +1,6 @@
 import type { SecureContext } from 'node:tls';
 
-/** Sessions kept per TLS context; the one unused for longest goes first. One takes about 2 KB. */
+/** Sessions kept per TLS context; the one renewed longest ago goes first. One takes about 2 KB. */
 const MAX_SESSIONS = 1000;
 
 /**

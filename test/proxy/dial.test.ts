@@ -98,6 +98,18 @@ describe('a TCP dial', () => {
     expect(address).toBe('127.0.0.1');
   });
 
+  test.runIf(process.platform === 'linux')('tries eight addresses and no more', async () => {
+    const { port } = await tcpServer();
+    const refusing = Array.from({ length: 8 }, (_, i) => `127.0.0.${i + 2}`);
+    const lookup = names({
+      'few.example': [...refusing.slice(1), '127.0.0.1'],
+      'many.example': [...refusing, '127.0.0.1'],
+    });
+    const dial = dialer({ lookup });
+    keep((await dial.dialTcp({ host: 'few.example', port })).socket);
+    await expect(dial.dialTcp({ host: 'many.example', port })).rejects.toMatchObject({ code: 'connect_refused' });
+  });
+
   test.runIf(process.platform === 'linux')('goes on to the next address when one does not answer', async () => {
     const { port } = await tcpServer();
     await blackhole('127.0.0.3', port);
