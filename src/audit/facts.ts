@@ -1,6 +1,8 @@
 import type { AuditEvent } from '../core/exchange.ts';
 import type { Finding } from '../core/finding.ts';
+import type { Tunnel } from '../core/tunnel.ts';
 import { integer, millisecondsOrNull, numberOrNull, text, textOrNull, texts } from './json-text.ts';
+import { perTunnel } from './per-tunnel.ts';
 
 /** Longest strings (UTF-16 units) and lists in a record. */
 export interface Caps {
@@ -31,9 +33,8 @@ export function factsText(event: AuditEvent, caps: Caps): string {
   const isTunnel = event.kind === 'tunnel';
   const name = caps.name;
   return (
-    `"kind":"${event.kind}","exchange":${textOrNull(event.exchange, name)},"tunnel":${text(tunnel.id, name)},` +
-    `"agent":${text(tunnel.agent.id, name)},"identified_by":"${tunnel.agent.identifiedBy}",` +
-    `"transport":"${tunnel.via}","http_version":${textOrNull(event.httpVersion, name)},` +
+    `"kind":"${event.kind}","exchange":${textOrNull(event.exchange, name)},${tunnelFactsText(tunnel, name)},` +
+    `"http_version":${textOrNull(event.httpVersion, name)},` +
     `"protocol":"${isTunnel ? 'tunnel' : (recognition?.protocol ?? 'http')}",` +
     `"operation":${textOrNull(recognition?.operation ?? event.method, name)},` +
     `"subject":${textOrNull(recognition?.subject ?? null, name)},"server":${textOrNull(recognition?.server ?? null, name)},` +
@@ -47,14 +48,22 @@ export function factsText(event: AuditEvent, caps: Caps): string {
     `"timings_ms":{"queue":${millisecondsOrNull(timings.queue)},"inspect":${millisecondsOrNull(timings.inspect)},` +
     `"upstream_connect":${millisecondsOrNull(timings.upstreamConnect)},"first_byte":${millisecondsOrNull(timings.firstByte)},` +
     `"total":${millisecondsOrNull(timings.total)}},` +
-    `"policy":${text(event.policy, name)},"listener":${text(tunnel.listener, name)},"tunnel_mode":"${tunnel.mode}",` +
-    `"sni":${textOrNull(tunnel.sni, name)},"alpn":${textOrNull(tunnel.alpn, name)},"tls":${textOrNull(tunnel.tlsVersion, name)},` +
+    `"policy":${text(event.policy, name)},` +
     `"upstream_address":${textOrNull(event.upstreamAddress, name)},` +
     `"upstream_port":${event.upstreamPort === null ? 'null' : integer(event.upstreamPort)},` +
     `"upstream_alpn":${textOrNull(event.upstreamAlpn, name)},"upstream_tls":${textOrNull(event.upstreamTls, name)},` +
     `"has_query":${event.hasQuery ? 'true' : 'false'}`
   );
 }
+
+/** What is the same for all exchanges of a tunnel. */
+const tunnelFactsText = perTunnel((tunnel: Tunnel, name: number) => {
+  return (
+    `"tunnel":${text(tunnel.id, name)},"agent":${text(tunnel.agent.id, name)},"identified_by":"${tunnel.agent.identifiedBy}",` +
+    `"transport":"${tunnel.via}","listener":${text(tunnel.listener, name)},"tunnel_mode":"${tunnel.mode}",` +
+    `"sni":${textOrNull(tunnel.sni, name)},"alpn":${textOrNull(tunnel.alpn, name)},"tls":${textOrNull(tunnel.tlsVersion, name)}`
+  );
+});
 
 /** The path without what must never be recorded, should a caller have left it on. */
 export function pathText(path: string, caps: Caps): string {

@@ -41,7 +41,7 @@ const FLUSH_MS = 4;
 /** …unless this much is there already. */
 const FLUSH_BYTES = 262_144;
 /** Largest write at once. */
-const BATCH_BYTES = 1_048_576;
+const BATCH_BYTES = 131_072;
 /** Records that nobody waits for are on disk at most this long after they were written. */
 const SYNC_MS = 50;
 /** Written bytes that are kept until they are synced; at this many they are synced at once. */
@@ -77,7 +77,7 @@ export class FileSink implements AuditSink {
   readonly #maxQueueBytes: number;
   readonly #commitMs: number;
   readonly #formatter: Formatter;
-  readonly #queue = new RecordQueue();
+  readonly #queue: RecordQueue;
   /** Null after a failure, until the file is opened again. */
   #file: AppendFile | null;
   #waiters: Waiter[] = [];
@@ -102,6 +102,8 @@ export class FileSink implements AuditSink {
 
   constructor(options: FileSinkOptions, file: AppendFile) {
     this.#options = options;
+    // Rotation moves whole batches: one must not be larger than a file may be.
+    this.#queue = new RecordQueue(Math.min(BATCH_BYTES, options.maxBytes ?? BATCH_BYTES));
     this.#file = file;
     this.#now = options.now ?? Date.now;
     this.#maxQueueBytes = options.maxQueueBytes ?? 67_108_864;
@@ -246,7 +248,7 @@ export class FileSink implements AuditSink {
   async #writeAll(): Promise<void> {
     for (;;) {
       const file = await this.#fileInPlace();
-      const batch = this.#wantsBatch() ? this.#queue.next(this.#batchLimit()) : null;
+      const batch = this.#wantsBatch() ? this.#queue.next() : null;
       if (batch !== null) {
         const current = await this.#rotated(file, batch.bytes.length);
         await this.#writeBatch(current, batch);
@@ -279,11 +281,6 @@ export class FileSink implements AuditSink {
     if (first !== undefined && first.serial <= this.#queue.writtenSerial) return true;
     if (this.#queue.unsyncedBytes >= UNSYNCED_BYTES) return true;
     return (this.#wantsSync || this.#outage !== null || this.#isClosed) && !this.#wantsBatch();
-  }
-
-  /** Rotation moves whole batches: one must not be larger than a file may be. */
-  #batchLimit(): number {
-    return Math.min(BATCH_BYTES, this.#options.maxBytes ?? BATCH_BYTES);
   }
 
   async #writeBatch(file: AppendFile, batch: Batch): Promise<void> {

@@ -6,6 +6,7 @@ import type { Caps } from './facts.ts';
 import { integer, text } from './json-text.ts';
 import { assess } from './outcome.ts';
 import type { Assessment, Coded } from './outcome.ts';
+import { perTunnel } from './per-tunnel.ts';
 
 /** OCSF release that the records say they follow. */
 export const OCSF_VERSION = '1.8.0';
@@ -99,12 +100,9 @@ function baseText(event: AuditEvent, context: RecordContext, caps: Caps): string
     `,"message":${messageText(event, assessment, caps)}` +
     (rule === undefined ? '' : `,"firewall_rule":{"uid":${text(rule, name)}}`) +
     (event.policy === '' ? '' : `,"policy":{"name":"rules","uid":${text(event.policy, name)}}`) +
-    `,"src_endpoint":${sourceText(tunnel, caps)}` +
     `,"dst_endpoint":${destinationText(event, caps)}` +
-    `,"connection_info":{"uid":${text(tunnel.id, name)},"direction_id":2,"direction":"Outbound","protocol_name":"tcp"}` +
     `,"traffic":{"bytes_out":${integer(event.bytesOut)},"bytes_in":${integer(event.bytesIn)}}` +
-    tlsText(tunnel, caps) +
-    `,"proxy_endpoint":{"name":"subfloor","svc_name":${text(tunnel.listener, name)}}` +
+    `,${connectionText(tunnel, name)}` +
     (event.upstreamTls === null ? '' : `,"proxy_tls":{"version":${text(tlsNumber(event.upstreamTls), name)}}`) +
     metadataText(context, `,"correlation_uid":${text(tunnel.id, name)},"profiles":["security_control","network_proxy"]`)
   );
@@ -132,22 +130,27 @@ function messageText(event: AuditEvent, { disposition }: Assessment, caps: Caps)
   return text(`${disposition.name}: ${what} ${event.host}:${event.port} (${code})`, caps.name * 2);
 }
 
-function sourceText(tunnel: Tunnel, caps: Caps): string {
+/** Members that are the same for all records of a tunnel. */
+const connectionText = perTunnel((tunnel, name) => {
+  const sni = tunnel.sni === null ? '' : `,"sni":${text(tunnel.sni, name)}`;
+  const tls = tunnel.tlsVersion === null ? '' : `,"tls":{"version":${text(tlsNumber(tunnel.tlsVersion), name)}${sni}}`;
+  return (
+    `"src_endpoint":${sourceText(tunnel, name)}` +
+    `,"connection_info":{"uid":${text(tunnel.id, name)},"direction_id":2,"direction":"Outbound","protocol_name":"tcp"}` +
+    `,"proxy_endpoint":{"name":"subfloor","svc_name":${text(tunnel.listener, name)}}${tls}`
+  );
+});
+
+function sourceText(tunnel: Tunnel, name: number): string {
   const { agent, sourceAddress } = tunnel;
   const ip = isIP(sourceAddress) === 0 ? '' : `,"ip":"${sourceAddress}"`;
-  return `{"uid":${text(agent.id, caps.name)},"name":${text(agent.name, caps.name)}${ip},"port":${integer(tunnel.sourcePort)}}`;
+  return `{"uid":${text(agent.id, name)},"name":${text(agent.name, name)}${ip},"port":${integer(tunnel.sourcePort)}}`;
 }
 
 function destinationText(event: AuditEvent, caps: Caps): string {
   const { upstreamAddress } = event;
   const ip = upstreamAddress === null || isIP(upstreamAddress) === 0 ? '' : `,"ip":"${upstreamAddress}"`;
   return `{"hostname":${text(event.host, caps.name)},"port":${integer(event.port)}${ip}}`;
-}
-
-function tlsText(tunnel: Tunnel, caps: Caps): string {
-  if (tunnel.tlsVersion === null) return '';
-  const sni = tunnel.sni === null ? '' : `,"sni":${text(tunnel.sni, caps.name)}`;
-  return `,"tls":{"version":${text(tlsNumber(tunnel.tlsVersion), caps.name)}${sni}}`;
 }
 
 /** `1.3` for Node's `TLSv1.3`, as OCSF and ECS write it. */

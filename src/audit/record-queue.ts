@@ -5,24 +5,37 @@ export interface Batch {
   readonly serial: number;
 }
 
+/** Size of a piece of memory that records are gathered in. */
+const CHUNK_BYTES = 131_072;
+
 /**
- * Records between `record()` and the disk, in order: lines that wait, batches that are to be written, and what was written but not yet synced,
- * kept so that it can be written again. Serials count records from 1. Pure bookkeeping; the bound is the caller's.
+ * Records between `record()` and the disk, in order: what is gathered, batches that are to be written, and what was written but not yet synced, kept
+ * so that it can be written again. Serials count records from 1. Pure bookkeeping; the bound on its size is the caller's.
+ *
+ * Records are copied into memory chunks at once: a record is a rope of a hundred strings, and keeping ropes costs the collector more than the copy.
  */
 export class RecordQueue {
-  #lines: string[] = [];
-  #lineBytes = 0;
+  readonly #batchBytes: number;
+  #chunk: Buffer = Buffer.alloc(0);
+  /** The gathered bytes in the chunk. */
+  #start = 0;
+  #end = 0;
   #batches: Batch[] = [];
-  #batchBytes = 0;
+  #waitingBytes = 0;
   #unsynced: Batch[] = [];
   #unsyncedBytes = 0;
   #lastSerial = 0;
   #writtenSerial = 0;
   #syncedSerial = 0;
 
+  /** @param batchBytes largest batch, unless one record is larger */
+  constructor(batchBytes: number) {
+    this.#batchBytes = batchBytes;
+  }
+
   /** Bytes that wait to be written. */
   get waitingBytes(): number {
-    return this.#lineBytes + this.#batchBytes;
+    return this.#waitingBytes;
   }
 
   /** True when a batch is begun: it has to go first, whatever comes. */
@@ -50,37 +63,30 @@ export class RecordQueue {
    * @returns its serial
    */
   push(line: string): number {
-    this.#lines.push(line);
-    this.#lineBytes += line.length;
+    const bytes = line.length;
+    const gathered = this.#end - this.#start;
+    if (gathered > 0 && gathered + bytes > this.#batchBytes) this.#seal();
+    if (this.#end + bytes > this.#chunk.length) {
+      this.#seal();
+      this.#chunk = Buffer.allocUnsafeSlow(Math.max(CHUNK_BYTES, bytes));
+      this.#start = 0;
+      this.#end = 0;
+    }
+    this.#end += this.#chunk.write(line, this.#end, 'latin1');
+    this.#waitingBytes += bytes;
     return ++this.#lastSerial;
   }
 
-  /** The batch to write next, at most `limit` bytes unless one record is larger; null when nothing waits. */
-  next(limit: number): Batch | null {
-    const begun = this.#batches[0];
-    if (begun !== undefined) return begun;
-    if (this.#lines.length === 0) return null;
-    let bytes = 0;
-    let count = 0;
-    for (const line of this.#lines) {
-      if (count > 0 && bytes + line.length > limit) break;
-      bytes += line.length;
-      count++;
-    }
-    const serial = this.#lastSerial - this.#lines.length + count;
-    const taken = this.#lines;
-    this.#lines = taken.splice(count);
-    this.#lineBytes -= bytes;
-    const batch = { bytes: Buffer.from(taken.join(''), 'latin1'), serial };
-    this.#batches.push(batch);
-    this.#batchBytes += bytes;
-    return batch;
+  /** The batch to write next; null when nothing waits. */
+  next(): Batch | null {
+    if (this.#batches.length === 0) this.#seal();
+    return this.#batches[0] ?? null;
   }
 
   /** The batch that `next` gave is in the file as a whole. */
   wrote(batch: Batch): void {
     this.#batches.shift();
-    this.#batchBytes -= batch.bytes.length;
+    this.#waitingBytes -= batch.bytes.length;
     this.#writtenSerial = batch.serial;
     this.#keep(batch);
   }
@@ -90,7 +96,7 @@ export class RecordQueue {
     const boundary = written === 0 ? 0 : batch.bytes.lastIndexOf(0x0a, written - 1) + 1;
     if (boundary === 0) return;
     this.#batches[0] = { bytes: batch.bytes.subarray(boundary), serial: batch.serial };
-    this.#batchBytes -= boundary;
+    this.#waitingBytes -= boundary;
     this.#keep({ bytes: batch.bytes.subarray(0, boundary), serial: this.#writtenSerial });
   }
 
@@ -104,10 +110,17 @@ export class RecordQueue {
   /** What was written and not synced has to be written again, before all else. */
   rewriteUnsynced(): void {
     this.#batches = [...this.#unsynced, ...this.#batches];
-    this.#batchBytes += this.#unsyncedBytes;
+    this.#waitingBytes += this.#unsyncedBytes;
     this.#unsynced = [];
     this.#unsyncedBytes = 0;
     this.#writtenSerial = this.#syncedSerial;
+  }
+
+  /** Makes a batch of what is gathered; the chunk goes on behind it. */
+  #seal(): void {
+    if (this.#end === this.#start) return;
+    this.#batches.push({ bytes: this.#chunk.subarray(this.#start, this.#end), serial: this.#lastSerial });
+    this.#start = this.#end;
   }
 
   #keep(batch: Batch): void {
