@@ -17,15 +17,39 @@ export const CODES = {
   host_not_allowed: { status: 403, kind: 'policy', text: 'No rule allows this host.' },
   request_not_allowed: { status: 403, kind: 'policy', text: 'The host is known, but no rule allows this request.' },
   denied_by_rule: { status: 403, kind: 'policy', text: 'A rule denies this.' },
-  approval_required: { status: 403, kind: 'policy', text: 'A person has to approve this, and nobody can be asked yet.' },
-  raw_not_allowed: { status: null, kind: 'policy', text: 'The bytes in this tunnel are neither TLS nor HTTP, and no rule allows this host and port as raw.' },
+  approval_required: {
+    status: 403,
+    kind: 'policy',
+    text: 'A person has to approve this, and nobody can be asked yet.',
+  },
+  raw_not_allowed: {
+    status: null,
+    kind: 'policy',
+    text: 'The bytes in this tunnel are neither TLS nor HTTP, and no rule allows this host and port as raw.',
+  },
   websocket_not_allowed: { status: 403, kind: 'policy', text: 'No rule allows WebSocket to this host.' },
   grpc_not_allowed: { status: 403, kind: 'policy', text: 'No rule allows gRPC to this host.' },
   message_denied: { status: 403, kind: 'policy', text: 'A rule denies a message in this stream.' },
-  policy_changed: { status: 403, kind: 'policy', text: 'The rules changed while this was open, and the new ones deny it.' },
-  rule_error: { status: 403, kind: 'policy', text: 'A rule could not be evaluated on this traffic; doubt ends in deny.' },
-  address_denied: { status: 403, kind: 'policy', text: 'The host resolves to an address that is not allowed (private, reserved or our own).' },
-  inspection_incomplete: { status: 403, kind: 'policy', text: 'This could not be inspected completely; doubt ends in deny.' },
+  policy_changed: {
+    status: 403,
+    kind: 'policy',
+    text: 'The rules changed while this was open, and the new ones deny it.',
+  },
+  rule_error: {
+    status: 403,
+    kind: 'policy',
+    text: 'A rule could not be evaluated on this traffic; doubt ends in deny.',
+  },
+  address_denied: {
+    status: 403,
+    kind: 'policy',
+    text: 'The host resolves to an address that is not allowed (private, reserved or our own).',
+  },
+  inspection_incomplete: {
+    status: 403,
+    kind: 'policy',
+    text: 'This could not be inspected completely; doubt ends in deny.',
+  },
   method_not_supported: { status: 405, kind: 'policy', text: 'The proxy does not forward this method.' },
   // identity
   proxy_auth_required: { status: 407, kind: 'client', text: 'The proxy needs credentials.' },
@@ -49,7 +73,11 @@ export const CODES = {
   bad_tls: { status: null, kind: 'client', text: 'The TLS handshake is malformed.' },
   tls_handshake_failed: { status: null, kind: 'client', text: 'The TLS handshake with the agent failed.' },
   client_rejected_ca: { status: null, kind: 'client', text: 'The agent does not trust the root CA of the proxy.' },
-  protocol_unknown: { status: null, kind: 'client', text: 'The first bytes are none of the protocols that the proxy speaks.' },
+  protocol_unknown: {
+    status: null,
+    kind: 'client',
+    text: 'The first bytes are none of the protocols that the proxy speaks.',
+  },
   bad_websocket: { status: 400, kind: 'client', text: 'The WebSocket handshake or a frame is malformed.' },
   bad_grpc: { status: 400, kind: 'client', text: 'The gRPC framing is malformed.' },
   bad_encoding: { status: 415, kind: 'client', text: 'The content encoding is unknown or broken.' },
@@ -83,17 +111,33 @@ export const CODES = {
   upstream_tls_name: { status: 502, kind: 'upstream', text: "The server's certificate is for another name." },
   upstream_tls_failed: { status: 502, kind: 'upstream', text: 'The TLS handshake with the server failed.' },
   upstream_proxy_failed: { status: 502, kind: 'upstream', text: 'The upstream proxy refused or failed.' },
-  upstream_reset: { status: 502, kind: 'upstream', text: 'The server closed the connection before its answer was complete.' },
+  upstream_reset: {
+    status: 502,
+    kind: 'upstream',
+    text: 'The server closed the connection before its answer was complete.',
+  },
   upstream_timeout: { status: 504, kind: 'upstream', text: 'The server did not answer in time.' },
   upstream_idle: { status: 504, kind: 'upstream', text: 'The server stopped sending.' },
   upstream_protocol: { status: 502, kind: 'upstream', text: 'The answer of the server is malformed.' },
-  upstream_header_too_large: { status: 502, kind: 'upstream', text: 'The header section of the answer is larger than the limit.' },
+  upstream_header_too_large: {
+    status: 502,
+    kind: 'upstream',
+    text: 'The header section of the answer is larger than the limit.',
+  },
   upstream_upgrade_failed: { status: 502, kind: 'upstream', text: 'The server answered the upgrade wrongly.' },
   // us
-  audit_unavailable: { status: 503, kind: 'internal', text: 'The audit record cannot be written; nothing passes without one.' },
+  audit_unavailable: {
+    status: 503,
+    kind: 'internal',
+    text: 'The audit record cannot be written; nothing passes without one.',
+  },
   draining: { status: 503, kind: 'internal', text: 'The proxy is shutting down and takes nothing new.' },
   certificate_failed: { status: 502, kind: 'internal', text: 'A certificate for this host could not be made.' },
-  internal_error: { status: 500, kind: 'internal', text: 'Something unexpected happened in the proxy; the exchange was refused.' },
+  internal_error: {
+    status: 500,
+    kind: 'internal',
+    text: 'Something unexpected happened in the proxy; the exchange was refused.',
+  },
 } as const satisfies Record<string, CodeFacts>;
 
 /** A reason or error code from the table. */
@@ -128,7 +172,15 @@ export class ProtocolError extends ProxyError {}
 /** Something over a limit or deadline. */
 export class LimitError extends ProxyError {}
 /** The server, or the way to it. */
-export class UpstreamError extends ProxyError {}
+export class UpstreamError extends ProxyError {
+  /** The server said that it has not begun to process the request: it may be sent again. */
+  readonly isRetrySafe: boolean;
+
+  constructor(code: Code, detail: string | null = null, options: { cause?: unknown; isRetrySafe?: boolean } = {}) {
+    super(code, detail, options.cause === undefined ? undefined : { cause: options.cause });
+    this.isRetrySafe = options.isRetrySafe ?? false;
+  }
+}
 /** A certificate could not be made or read. */
 export class CertificateError extends ProxyError {}
 /** The audit trail cannot take a record. */
@@ -153,10 +205,16 @@ export class ConfigError extends Error {
 
 /** Short cause of any error for logs and records: code if there is one, else its class. Never the message of a foreign error, which may hold payload. */
 export function causeOf(error: unknown): string {
-  if (error instanceof ProxyError) return error.cause === undefined ? error.code : `${error.code}: ${causeOf(error.cause)}`;
+  if (error instanceof ProxyError)
+    return error.cause === undefined ? error.code : `${error.code}: ${causeOf(error.cause)}`;
   if (error instanceof Error) {
     const code: unknown = 'code' in error ? error.code : undefined;
     return typeof code === 'string' ? code : error.name;
   }
   return typeof error;
+}
+
+/** Whether a reason is a code of the table. */
+export function isCode(text: string): text is Code {
+  return Object.hasOwn(CODES, text);
 }

@@ -8,6 +8,8 @@ export interface GateFacts {
   /** Canonical host (A-label or IP literal without brackets) and port. */
   readonly host: string;
   readonly port: number;
+  /** Epoch milliseconds. Without it, rules that read the time count as undecided at the gate and as failed in raw and passthrough tunnels. */
+  readonly timeMs?: number;
 }
 
 /** What is known of a request when it is judged. Strings are as sent unless said otherwise. */

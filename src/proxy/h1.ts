@@ -1,0 +1,669 @@
+import type { Socket } from 'node:net';
+import { LimitError, ProtocolError, ProxyError } from '../core/errors.ts';
+import type { RawHeaders } from '../core/headers.ts';
+import type { Limits } from '../core/settings.ts';
+import type {
+  BodyConsumer,
+  BodySink,
+  BodySource,
+  ClientStream,
+  RawDuplex,
+  RequestHead,
+  ResponseHead,
+} from '../core/stream.ts';
+import { BodyDecoder, HeadCollector, isSafeField, parseRequestHead } from '../protocols/http1.ts';
+import type { BodyEvents, Http1RequestHead } from '../protocols/http1.ts';
+import { H1Writer } from './h1-writer.ts';
+import type { WriteFraming } from './h1-writer.ts';
+import type { Deadlines, Expiring } from './limits.ts';
+
+/** What a connection tells its owner. None of these may throw. */
+export interface H1Handlers {
+  /** A request whose head is well-formed. The stream must be answered, upgraded or aborted. */
+  request(stream: ClientStream, head: Http1RequestHead): void;
+  /** A CONNECT request; the connection has let go of the socket. `rest` holds bytes already sent after the head. */
+  connect(head: Http1RequestHead, rest: Buffer): void;
+  /** A head that cannot be parsed. Resolves to the bytes of the answer, after its record is written; null for none. */
+  malformed(error: ProxyError): Promise<Buffer | null>;
+  /** The socket is closed; called once, not after `connect`. */
+  closed(error: ProxyError | null): void;
+}
+
+export interface H1Options {
+  readonly socket: Socket;
+  readonly scheme: 'http' | 'https';
+  readonly limits: Limits;
+  readonly deadlines: Deadlines;
+  readonly handlers: H1Handlers;
+}
+
+type State = 'head' | 'body' | 'waiting' | 'raw' | 'closing' | 'closed';
+
+/** Bytes held while nobody can take them; then the socket is paused, and the client waits. */
+const HOLD_BYTES = 64 * 1024;
+
+/**
+ * The agent's side of HTTP/1: reads requests one after the other, answers them in order, keeps the connection. The next pipelined request is not looked at
+ * before the answer to the one before is complete.
+ */
+export class H1Connection implements Expiring, BodyEvents {
+  deadlineMs: number;
+  readonly socket: Socket;
+  readonly #options: H1Options;
+  #state: State = 'head';
+  #collector: HeadCollector;
+  #decoder: BodyDecoder | null = null;
+  #stream: H1ClientStream | null = null;
+  #held: Buffer[] = [];
+  #heldBytes = 0;
+  #isPaused = false;
+  #isProcessing = false;
+  #requestDone = false;
+  #responseDone = false;
+  #closeAfter = false;
+  #clientEnded = false;
+  #isDraining = false;
+  #blocked = false;
+  #raw: BodyConsumer | null = null;
+
+  constructor(options: H1Options, firstBytes: Buffer) {
+    this.#options = options;
+    this.socket = options.socket;
+    this.#collector = new HeadCollector(options.limits.headerBytes);
+    this.deadlineMs = options.deadlines.now + options.limits.headMs;
+    options.deadlines.add(this);
+    this.socket.on('error', this.#onError);
+    this.socket.on('data', this.#onData);
+    this.socket.on('end', this.#onEnd);
+    this.socket.on('close', this.#onClose);
+    this.socket.on('drain', this.#onDrain);
+    if (firstBytes.length > 0) this.#onData(firstBytes);
+  }
+
+  /** True while no request is being answered and none has begun. */
+  get isIdle(): boolean {
+    return this.#state === 'head' && !this.#collector.isStarted;
+  }
+
+  /** No further request is taken; an open one is finished with `Connection: close`. */
+  drain(): void {
+    this.#isDraining = true;
+    if (this.isIdle) this.destroy(null);
+    else this.#closeAfter = true;
+  }
+
+  destroy(error: ProxyError | null): void {
+    if (this.#state === 'closed') return;
+    const stream = this.#stream;
+    this.#release();
+    this.socket.destroy();
+    if (stream !== null && !this.#responseDone) stream.closed(error ?? new ProxyError('client_aborted'));
+    this.#options.handlers.closed(error);
+  }
+
+  expire(nowMs: number): void {
+    if (this.#state === 'head') {
+      if (this.#collector.isStarted) this.#refuse(new LimitError('head_timeout'));
+      else this.destroy(null);
+    } else if (this.#state === 'closing') {
+      this.destroy(null);
+    } else if (this.#blocked) {
+      this.destroy(new LimitError('slow_peer'));
+    } else if (this.#clientEnded) {
+      this.destroy(new ProxyError('client_aborted'));
+    } else if (this.#state === 'body' && !this.#isPaused) {
+      if (this.#responseDone) this.destroy(null);
+      else this.destroy(new LimitError('idle_timeout'));
+    } else if (this.#state === 'raw') {
+      this.destroy(new LimitError('idle_timeout'));
+    } else {
+      this.deadlineMs = nowMs + this.#options.limits.idleMs;
+    }
+  }
+
+  // BodyEvents: what the decoder finds in the running request.
+  data(chunk: Buffer): void {
+    this.#stream?.bodyData(chunk);
+  }
+
+  end(trailers: RawHeaders): void {
+    this.#requestDone = true;
+    this.#state = 'waiting';
+    // While the server works on its answer nothing is expected of the agent.
+    this.deadlineMs = Infinity;
+    this.#stream?.bodyEnd(trailers);
+  }
+
+  // Called by the stream of the running exchange.
+
+  /** The body has a reader now. */
+  readBody(): void {
+    this.#processHeld();
+  }
+
+  pauseReading(): void {
+    if (this.#isPaused) return;
+    this.#isPaused = true;
+    this.socket.pause();
+  }
+
+  resumeReading(): void {
+    this.#processHeld();
+    if (this.#heldBytes === 0 && this.#isPaused) {
+      this.#isPaused = false;
+      this.socket.resume();
+      this.#touch();
+    }
+  }
+
+  get mustClose(): boolean {
+    return this.#closeAfter || this.#clientEnded;
+  }
+
+  closeAfterAnswer(): void {
+    this.#closeAfter = true;
+  }
+
+  get isRequestDone(): boolean {
+    return this.#requestDone;
+  }
+
+  /** The answer is complete. */
+  answered(stream: H1ClientStream): void {
+    if (stream !== this.#stream || this.#state === 'closed') return;
+    this.#responseDone = true;
+    if (this.#closeAfter || this.#clientEnded) {
+      this.#finish();
+      return;
+    }
+    if (this.#requestDone) this.#nextRequest();
+    else {
+      // The rest of the body is read and dropped, so that a client that only reads after writing gets its answer.
+      this.deadlineMs = this.#options.deadlines.now + this.#options.limits.slowWriteMs;
+      this.resumeReading();
+    }
+  }
+
+  /** Back-pressure of the agent. */
+  wrote(isKeepingUp: boolean): void {
+    const { deadlines, limits } = this.#options;
+    if (!isKeepingUp) {
+      if (!this.#blocked) this.deadlineMs = deadlines.now + limits.slowWriteMs;
+      this.#blocked = true;
+    } else if (this.#clientEnded) this.deadlineMs = deadlines.now + limits.halfCloseMs;
+    else if (this.#state === 'raw') this.deadlineMs = deadlines.now + limits.idleMs;
+  }
+
+  /** After an upgrade the bytes belong to `consumer`. */
+  becomeRaw(): void {
+    this.#state = 'raw';
+    this.deadlineMs = this.#options.deadlines.now + this.#options.limits.idleMs;
+  }
+
+  readRaw(consumer: BodyConsumer): void {
+    this.#raw = consumer;
+    this.#processHeld();
+  }
+
+  /** Ends our side after an upgrade or a close-delimited answer. */
+  endSocket(): void {
+    this.#state = 'closing';
+    this.deadlineMs = this.#options.deadlines.now + this.#options.limits.slowWriteMs;
+    this.socket.end();
+  }
+
+  readonly #onData = (chunk: Buffer): void => {
+    if (this.#heldBytes > 0 || this.#isProcessing) this.#hold(chunk);
+    else this.#process(chunk);
+  };
+
+  readonly #onDrain = (): void => {
+    if (this.#blocked) {
+      this.#blocked = false;
+      this.#touch();
+    }
+    this.#stream?.drained();
+  };
+
+  readonly #onError = (): void => {
+    // 'close' follows and does the work; the listener is here so that an error cannot end the process.
+  };
+
+  readonly #onEnd = (): void => {
+    this.#clientEnded = true;
+    switch (this.#state) {
+      case 'head':
+        // An unfinished head is no request; nothing was asked, so nothing is answered.
+        this.destroy(null);
+        break;
+      case 'body':
+        if (this.#responseDone) this.#finish();
+        else if (this.#heldBytes === 0) this.#truncated();
+        break;
+      case 'waiting':
+        // Closing the sending side after the request is legal: the answer is still delivered, but not waited for without end.
+        this.deadlineMs = this.#options.deadlines.now + this.#options.limits.halfCloseMs;
+        break;
+      case 'raw':
+        this.#raw?.end([]);
+        break;
+      case 'closing':
+        this.destroy(null);
+        break;
+      case 'closed':
+        break;
+    }
+  };
+
+  readonly #onClose = (): void => {
+    this.destroy(this.#stream !== null && !this.#responseDone ? new ProxyError('client_aborted') : null);
+  };
+
+  #truncated(): void {
+    const stream = this.#stream;
+    this.#state = 'waiting';
+    stream?.bodyFail(new ProxyError('client_aborted', 'The body ended early.'));
+  }
+
+  #touch(): void {
+    const { deadlines, limits } = this.#options;
+    if (this.#state === 'body' || this.#state === 'raw') this.deadlineMs = deadlines.now + limits.idleMs;
+    else if (this.#state === 'waiting')
+      this.deadlineMs = this.#clientEnded ? deadlines.now + limits.halfCloseMs : Infinity;
+  }
+
+  #hold(chunk: Buffer): void {
+    if (chunk.length === 0) return;
+    this.#held.push(chunk);
+    this.#heldBytes += chunk.length;
+    if (this.#heldBytes >= HOLD_BYTES) this.pauseReading();
+  }
+
+  #processHeld(): void {
+    if (this.#isProcessing) return;
+    while (this.#heldBytes > 0 && this.#canProcess()) {
+      const bytes = this.#held.length === 1 ? this.#held[0] : Buffer.concat(this.#held);
+      this.#held = [];
+      this.#heldBytes = 0;
+      if (bytes !== undefined) this.#process(bytes);
+    }
+    if (this.#heldBytes === 0 && this.#clientEnded) {
+      if (this.#state === 'body' && !this.#responseDone && this.#stream?.hasReader === true) this.#truncated();
+      else if (this.#state === 'raw') this.#raw?.end([]);
+    }
+  }
+
+  #canProcess(): boolean {
+    switch (this.#state) {
+      case 'head':
+        return true;
+      case 'body':
+        return this.#responseDone || this.#stream?.hasReader === true;
+      case 'raw':
+        return this.#raw !== null;
+      default:
+        return false;
+    }
+  }
+
+  /** Reads as far as it can; what nobody can take yet is held. */
+  #process(chunk: Buffer): void {
+    this.#isProcessing = true;
+    let bytes = chunk;
+    try {
+      while (bytes.length > 0 && this.#canProcess()) bytes = this.#step(bytes);
+    } catch (error) {
+      this.#isProcessing = false;
+      this.#fail(error instanceof ProxyError ? error : new ProxyError('internal_error', null, { cause: error }));
+      return;
+    }
+    this.#isProcessing = false;
+    if (bytes.length > 0 && this.#state !== 'closed' && this.#state !== 'closing') this.#hold(bytes);
+  }
+
+  #step(bytes: Buffer): Buffer {
+    switch (this.#state) {
+      case 'head': {
+        let from = bytes;
+        if (!this.#collector.isStarted) {
+          // One empty line before a request is tolerated (RFC 9112 section 2.2).
+          if (from[0] === 13 && from[1] === 10) {
+            from = from.subarray(2);
+            if (from.length === 0) return from;
+          }
+          this.deadlineMs = this.#options.deadlines.now + this.#options.limits.headMs;
+        }
+        const found = this.#collector.push(from);
+        if (found === null) return EMPTY;
+        return this.#begin(parseRequestHead(found.head, this.#options.limits), found.rest);
+      }
+      case 'body': {
+        this.#touch();
+        const used = this.#decoder?.push(bytes, this) ?? bytes.length;
+        // The answer was complete before the request: now both are.
+        if (this.#requestDone && this.#responseDone) this.#nextRequest();
+        return bytes.subarray(used);
+      }
+      case 'raw':
+        this.#touch();
+        this.#raw?.data(bytes);
+        return EMPTY;
+      default:
+        return bytes;
+    }
+  }
+
+  #begin(head: Http1RequestHead, rest: Buffer): Buffer {
+    const { handlers, limits } = this.#options;
+    if (head.method === 'CONNECT') {
+      if (head.framing.kind !== 'none') throw new ProtocolError('bad_framing', 'CONNECT has no body.');
+      this.#release();
+      handlers.connect(head, rest);
+      return EMPTY;
+    }
+    if (head.expect !== null && head.expect !== '100-continue') throw new ProtocolError('expectation_failed');
+    this.#requestDone = head.framing.kind === 'none';
+    this.#responseDone = false;
+    this.#closeAfter = !head.keepAlive || this.#isDraining;
+    this.#decoder = this.#requestDone ? null : new BodyDecoder(head.framing, limits, 'bad_chunk');
+    this.#state = this.#requestDone ? 'waiting' : 'body';
+    this.deadlineMs = this.#requestDone ? Infinity : this.#options.deadlines.now + limits.idleMs;
+    const stream = new H1ClientStream(this, this.#options.scheme, head);
+    this.#stream = stream;
+    handlers.request(stream, head);
+    return rest;
+  }
+
+  #nextRequest(): void {
+    this.#stream = null;
+    this.#decoder = null;
+    this.#state = 'head';
+    this.deadlineMs = this.#options.deadlines.now + this.#options.limits.keepAliveMs;
+    if (this.#isProcessing) return;
+    this.#processHeld();
+    if (this.#state === 'head' && this.#clientEnded) this.#finish();
+    else if (this.#heldBytes === 0 && this.#isPaused) {
+      this.#isPaused = false;
+      this.socket.resume();
+    }
+  }
+
+  /** Answers what is out, then closes: our FIN first, and what still comes is dropped until the peer closes or the deadline passes. */
+  #finish(): void {
+    this.#stream = null;
+    this.#held = [];
+    this.#heldBytes = 0;
+    this.#state = 'closing';
+    this.deadlineMs = this.#options.deadlines.now + this.#options.limits.slowWriteMs;
+    this.socket.end();
+    if (this.#clientEnded) return;
+    this.#isPaused = false;
+    this.socket.resume();
+  }
+
+  /** Malformed bytes: in a body they end the running exchange, in a head they are answered here. */
+  #fail(error: ProxyError): void {
+    if (this.#state === 'body' && this.#stream !== null && !this.#responseDone) {
+      const stream = this.#stream;
+      this.#closeAfter = true;
+      this.#state = 'waiting';
+      this.#held = [];
+      this.#heldBytes = 0;
+      this.pauseReading();
+      stream.bodyFail(error);
+    } else if (this.#state === 'head') this.#refuse(error);
+    else this.destroy(error);
+  }
+
+  #refuse(error: ProxyError): void {
+    this.#state = 'waiting';
+    this.deadlineMs = this.#options.deadlines.now + this.#options.limits.slowWriteMs;
+    this.#held = [];
+    this.#heldBytes = 0;
+    this.pauseReading();
+    this.#options.handlers.malformed(error).then(
+      (answer) => {
+        if (this.#state === 'closed') return;
+        if (answer !== null) this.socket.write(answer);
+        this.#finish();
+      },
+      () => this.destroy(error),
+    );
+  }
+
+  /** Lets go of the socket. */
+  #release(): void {
+    this.#state = 'closed';
+    this.#stream = null;
+    this.#held = [];
+    this.#heldBytes = 0;
+    this.#options.deadlines.delete(this);
+    this.socket.off('data', this.#onData);
+    this.socket.off('end', this.#onEnd);
+    this.socket.off('close', this.#onClose);
+    this.socket.off('drain', this.#onDrain);
+  }
+}
+
+const EMPTY = Buffer.alloc(0);
+const NO_BODY: BodySource = {
+  length: 0,
+  start: (consumer) => consumer.end([]),
+  pause: () => undefined,
+  resume: () => undefined,
+  cancel: () => undefined,
+};
+
+/** One request of an `H1Connection`. */
+class H1ClientStream implements ClientStream, BodySource {
+  readonly request: RequestHead;
+  readonly body: BodySource;
+  readonly length: number | null;
+  onClose: ((error: ProxyError) => void) | null = null;
+  readonly #connection: H1Connection;
+  readonly #version: '1.0' | '1.1';
+  #consumer: BodyConsumer | null = null;
+  #isCancelled = false;
+  #sink: BodySink | null = null;
+  #continued: boolean;
+  #earlyFailure: ProxyError | null = null;
+
+  constructor(connection: H1Connection, scheme: 'http' | 'https', head: Http1RequestHead) {
+    this.#connection = connection;
+    this.#version = head.version;
+    this.length = head.framing.kind === 'none' ? 0 : head.framing.kind === 'length' ? head.framing.length : null;
+    this.body = this.length === 0 ? NO_BODY : this;
+    this.#continued = head.expect === null || head.version === '1.0';
+    this.request = {
+      httpVersion: head.version,
+      method: head.method,
+      scheme,
+      authority: head.hosts[0] ?? null,
+      target: head.target,
+      headers: head.headers,
+      upgrade: head.upgrade.includes('websocket') ? 'websocket' : null,
+      expectsContinue: !this.#continued,
+    };
+  }
+
+  get hasReader(): boolean {
+    return this.#consumer !== null || this.#isCancelled;
+  }
+
+  // BodySource
+  start(consumer: BodyConsumer): void {
+    this.#consumer = consumer;
+    if (this.#earlyFailure !== null) consumer.fail(this.#earlyFailure);
+    else this.#connection.readBody();
+  }
+
+  pause(): void {
+    if (!this.#isCancelled) this.#connection.pauseReading();
+  }
+
+  resume(): void {
+    this.#connection.resumeReading();
+  }
+
+  cancel(): void {
+    if (this.#isCancelled) return;
+    this.#isCancelled = true;
+    this.#consumer = null;
+    this.#connection.resumeReading();
+  }
+
+  bodyData(chunk: Buffer): void {
+    this.#continued = true;
+    this.#consumer?.data(chunk);
+  }
+
+  bodyEnd(trailers: RawHeaders): void {
+    const consumer = this.#consumer;
+    this.#consumer = null;
+    consumer?.end(trailers);
+  }
+
+  bodyFail(error: ProxyError): void {
+    const consumer = this.#consumer;
+    this.#consumer = null;
+    if (consumer !== null) consumer.fail(error);
+    else this.#earlyFailure = error;
+  }
+
+  drained(): void {
+    this.#sink?.onDrain?.();
+  }
+
+  /** The connection is gone. */
+  closed(error: ProxyError): void {
+    const consumer = this.#consumer;
+    this.#consumer = null;
+    const onClose = this.onClose;
+    this.onClose = null;
+    if (onClose !== null) onClose(error);
+    else consumer?.fail(error);
+  }
+
+  inform(head: ResponseHead): void {
+    if (this.#version === '1.0' || this.#sink !== null) return;
+    if (head.status === 100) this.#continued = true;
+    this.#connection.socket.write(headText(head, null, false, null), 'latin1');
+  }
+
+  respond(head: ResponseHead, length: number | null): BodySink {
+    const { method } = this.request;
+    // Nobody knows whether a client that was not told to continue will send its body: the connection cannot be used again.
+    if (!this.#continued && !this.#connection.isRequestDone) this.#connection.closeAfterAnswer();
+    let framing: WriteFraming;
+    let declared: number | 'as_sent' | null = null;
+    if (method === 'HEAD' || head.status === 304) {
+      framing = { kind: 'none' };
+      declared = 'as_sent';
+    } else if (head.status === 204 || head.status < 200) {
+      framing = { kind: 'none' };
+    } else if (length === null) {
+      if (this.#version === '1.1') framing = { kind: 'chunked' };
+      else {
+        framing = { kind: 'close' };
+        this.#connection.closeAfterAnswer();
+      }
+    } else {
+      framing = length === 0 ? { kind: 'none' } : { kind: 'length', length };
+      declared = length;
+    }
+    const connection = this.#connection.mustClose ? 'close' : this.#version === '1.0' ? 'keep-alive' : null;
+    const text = headText(head, declared, framing.kind === 'chunked', connection);
+    return (this.#sink = new H1Writer(
+      this.#connection.socket,
+      {
+        written: () => this.#finish(),
+        broken: (error) => this.#connection.destroy(error),
+        progress: (isKeepingUp) => this.#connection.wrote(isKeepingUp),
+      },
+      text,
+      framing,
+    ));
+  }
+
+  upgrade(head: ResponseHead): RawDuplex {
+    const connection = this.#connection;
+    connection.becomeRaw();
+    connection.socket.write(
+      headText(
+        { ...head, status: 101, headers: [...head.headers, 'Upgrade', this.request.upgrade ?? ''] },
+        null,
+        false,
+        'Upgrade',
+      ),
+      'latin1',
+    );
+    const source: BodySource = {
+      length: null,
+      start: (consumer) => {
+        this.#consumer = consumer;
+        connection.readRaw(consumer);
+      },
+      pause: () => connection.pauseReading(),
+      resume: () => connection.resumeReading(),
+      cancel: () => connection.readRaw(DROP),
+    };
+    const sink: BodySink = {
+      onDrain: null,
+      write: (chunk) => {
+        const isKeepingUp = connection.socket.write(chunk);
+        connection.wrote(isKeepingUp);
+        return isKeepingUp;
+      },
+      end: () => connection.endSocket(),
+      abort: (error) => connection.destroy(error),
+    };
+    this.#sink = sink;
+    return { source, sink };
+  }
+
+  abort(error: ProxyError): void {
+    this.onClose = null;
+    this.#consumer = null;
+    this.#connection.destroy(error);
+  }
+
+  #finish(): void {
+    this.onClose = null;
+    this.#connection.answered(this);
+  }
+}
+
+const DROP: BodyConsumer = { data: () => undefined, end: () => undefined, fail: () => undefined };
+
+/**
+ * Text of a response head. `declared`: Content-Length to send, `as_sent` to keep whatever the server said (HEAD, 304), null for none.
+ * Framing headers in `head` are replaced by what we really do.
+ */
+function headText(
+  head: ResponseHead,
+  declared: number | 'as_sent' | null,
+  chunked: boolean,
+  connection: string | null,
+): string {
+  const { headers } = head;
+  const reason = /^[\t\x20-\x7e\x80-\xff]*$/.test(head.reason) ? head.reason : '';
+  let text = `HTTP/1.1 ${head.status} ${reason}\r\n`;
+  let hasLength = false;
+  for (let i = 0; i + 1 < headers.length; i += 2) {
+    const name = headers[i] ?? '';
+    const value = headers[i + 1] ?? '';
+    if (name.length === 14 && name.toLowerCase() === 'content-length') {
+      if (declared === null || hasLength) continue;
+      hasLength = true;
+      text += `${name}: ${declared === 'as_sent' ? value : String(declared)}\r\n`;
+      continue;
+    }
+    if (name.length === 17 && name.toLowerCase() === 'transfer-encoding') continue;
+    if (!isSafeField(name, value)) continue;
+    text += `${name}: ${value}\r\n`;
+  }
+  if (typeof declared === 'number' && !hasLength) text += `Content-Length: ${declared}\r\n`;
+  if (chunked) text += 'Transfer-Encoding: chunked\r\n';
+  if (connection !== null) text += `Connection: ${connection}\r\n`;
+  return `${text}\r\n`;
+}

@@ -1,0 +1,403 @@
+import { constants, performServerHandshake } from 'node:http2';
+import type { IncomingHttpHeaders, OutgoingHttpHeaders, ServerHttp2Session, ServerHttp2Stream } from 'node:http2';
+import type { Socket } from 'node:net';
+import { LimitError, ProtocolError, ProxyError, codeFacts } from '../core/errors.ts';
+import type { RawHeaders } from '../core/headers.ts';
+import type { Limits } from '../core/settings.ts';
+import type {
+  BodyConsumer,
+  BodySink,
+  BodySource,
+  ClientStream,
+  RawDuplex,
+  RequestHead,
+  ResponseHead,
+} from '../core/stream.ts';
+import { objectHeaders } from './h2-headers.ts';
+import type { Deadlines, Expiring } from './limits.ts';
+
+export interface H2Options {
+  readonly limits: Limits;
+  readonly deadlines: Deadlines;
+  readonly scheme: 'http' | 'https';
+  onStream(stream: ClientStream): void;
+  /** The session is ended for a reason of its own: flood, protocol error. */
+  onError(error: ProxyError): void;
+  /** The session is over; called once. */
+  onClose(): void;
+}
+
+export interface H2Server {
+  readonly activeStreams: number;
+  /** GOAWAY; open streams finish. */
+  drain(): void;
+  destroy(error: ProxyError | null): void;
+}
+
+/** Bytes a client may send on one stream, and on all together, before somebody has read them. */
+const STREAM_WINDOW = 1024 * 1024;
+const SESSION_WINDOW = 8 * 1024 * 1024;
+
+/** Serves HTTP/2 on a socket whose TLS is already ended (or on a clear one, with prior knowledge). */
+export function serveH2(socket: Socket, options: H2Options): H2Server {
+  return new Session(socket, options);
+}
+
+class Session implements H2Server, Expiring {
+  deadlineMs: number;
+  readonly #session: ServerHttp2Session;
+  readonly #options: H2Options;
+  readonly #streams = new Set<H2ClientStream>();
+  #resets = 0;
+  #resetsSinceMs: number;
+  #isOver = false;
+  #isDraining = false;
+
+  constructor(socket: Socket, options: H2Options) {
+    this.#options = options;
+    const { limits, deadlines } = options;
+    this.#resetsSinceMs = deadlines.now;
+    const session = performServerHandshake(socket, {
+      settings: {
+        maxConcurrentStreams: limits.h2StreamsPerConnection,
+        maxHeaderListSize: limits.headerBytes,
+        initialWindowSize: STREAM_WINDOW,
+        enableConnectProtocol: true,
+        enablePush: false,
+      },
+      maxHeaderListPairs: limits.headerCount + 8,
+      maxSettings: 32,
+      maxOutstandingPings: 10,
+      maxSessionInvalidFrames: 100,
+      maxSessionRejectedStreams: 100,
+      maxSessionMemory: 32,
+    });
+    this.#session = session;
+    session.on('error', () => this.#end(new ProtocolError('bad_request', 'HTTP/2 protocol error.')));
+    session.on(
+      'stream',
+      (stream: ServerHttp2Stream, headers: IncomingHttpHeaders, _flags: number, rawHeaders: string[]) =>
+        this.#onStream(stream, headers, rawHeaders),
+    );
+    session.on('close', () => this.#end(null));
+    session.on('frameError', () => undefined);
+    socket.on('error', () => undefined);
+    socket.on('close', () => {
+      if (!session.destroyed) session.destroy();
+      this.#end(null);
+    });
+    session.once('connect', () => session.setLocalWindowSize(SESSION_WINDOW));
+    this.deadlineMs = deadlines.now + limits.headMs;
+    deadlines.add(this);
+  }
+
+  get activeStreams(): number {
+    return this.#streams.size;
+  }
+
+  expire(nowMs: number): void {
+    const { limits } = this.#options;
+    if (this.#streams.size === 0) {
+      this.#session.close();
+      this.#session.destroy();
+      return;
+    }
+    for (const stream of this.#streams) stream.checkProgress(nowMs);
+    this.deadlineMs = nowMs + Math.min(limits.slowWriteMs, limits.idleMs) / 2;
+  }
+
+  drain(): void {
+    this.#isDraining = true;
+    if (!this.#session.destroyed) this.#session.close();
+  }
+
+  destroy(error: ProxyError | null): void {
+    if (!this.#session.destroyed) this.#session.destroy();
+    this.#end(error);
+  }
+
+  /** A client that opens streams only to reset them costs us a judged request each time (CVE-2023-44487). */
+  countReset(): void {
+    const { deadlines, limits } = this.#options;
+    if (deadlines.now - this.#resetsSinceMs > 60_000) {
+      this.#resets = 0;
+      this.#resetsSinceMs = deadlines.now;
+    }
+    if (++this.#resets <= limits.h2ResetsPerMinute || this.#isOver) return;
+    if (!this.#session.destroyed) {
+      this.#session.goaway(constants.NGHTTP2_ENHANCE_YOUR_CALM);
+      this.#session.destroy(undefined, constants.NGHTTP2_ENHANCE_YOUR_CALM);
+    }
+    this.#end(new LimitError('h2_flood'));
+  }
+
+  closed(stream: H2ClientStream): void {
+    this.#streams.delete(stream);
+    if (this.#streams.size > 0) return;
+    const { deadlines, limits } = this.#options;
+    this.deadlineMs = deadlines.now + limits.keepAliveMs;
+  }
+
+  #onStream(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, rawHeaders: string[]): void {
+    stream.on('error', () => undefined);
+    if (this.#isOver || this.#isDraining) {
+      stream.close(constants.NGHTTP2_REFUSED_STREAM);
+      return;
+    }
+    const { limits, deadlines } = this.#options;
+    const client = new H2ClientStream(this, stream, headers, rawHeaders, this.#options.scheme, limits, deadlines);
+    if (this.#streams.size === 0) this.deadlineMs = deadlines.now + Math.min(limits.slowWriteMs, limits.idleMs) / 2;
+    this.#streams.add(client);
+    this.#options.onStream(client);
+  }
+
+  #end(error: ProxyError | null): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#options.deadlines.delete(this);
+    for (const stream of [...this.#streams]) stream.gone(error ?? new ProxyError('client_aborted'));
+    this.#streams.clear();
+    if (error !== null) this.#options.onError(error);
+    this.#options.onClose();
+  }
+}
+
+/** One stream of a session, both directions. */
+class H2ClientStream implements ClientStream, BodySource, BodySink {
+  readonly request: RequestHead;
+  readonly body: BodySource;
+  readonly length: number | null;
+  onClose: ((error: ProxyError) => void) | null = null;
+  onDrain: (() => void) | null = null;
+  readonly #session: Session;
+  readonly #stream: ServerHttp2Stream;
+  readonly #limits: Limits;
+  readonly #deadlines: Deadlines;
+  #consumer: BodyConsumer | null = null;
+  #trailers: RawHeaders = [];
+  #requestDone = false;
+  #responseDone = false;
+  #isAborted = false;
+  #outgoingTrailers: RawHeaders = [];
+  #isRaw = false;
+  #movedAtMs: number;
+  #isBlocked = false;
+
+  constructor(
+    session: Session,
+    stream: ServerHttp2Stream,
+    headers: IncomingHttpHeaders,
+    rawHeaders: readonly string[],
+    scheme: 'http' | 'https',
+    limits: Limits,
+    deadlines: Deadlines,
+  ) {
+    this.#session = session;
+    this.#stream = stream;
+    this.#limits = limits;
+    this.#deadlines = deadlines;
+    this.#movedAtMs = deadlines.now;
+    const protocol = headers[':protocol'];
+    const plain: string[] = [];
+    for (let i = 0; i + 1 < rawHeaders.length; i += 2) {
+      const name = rawHeaders[i] ?? '';
+      if (name.charCodeAt(0) !== 0x3a) plain.push(name, rawHeaders[i + 1] ?? '');
+    }
+    const declared = headers['content-length'];
+    this.length = stream.endAfterHeaders ? 0 : declared === undefined ? null : Number(declared);
+    this.body = this.length === 0 && stream.endAfterHeaders ? NO_BODY : this;
+    this.#requestDone = stream.endAfterHeaders;
+    this.request = {
+      httpVersion: '2',
+      method: headers[':method'] ?? '',
+      scheme,
+      authority: headers[':authority'] ?? null,
+      target: headers[':path'] ?? '',
+      headers: plain,
+      upgrade: typeof protocol === 'string' ? protocol.toLowerCase() : null,
+      expectsContinue: headers['expect']?.toLowerCase() === '100-continue',
+    };
+    stream.on('close', this.#onClose);
+    stream.on('drain', this.#onDrain);
+    if (!stream.endAfterHeaders) {
+      stream.on('trailers', (_trailers: IncomingHttpHeaders, _flags: number, raw?: string[]) => {
+        this.#trailers = raw ?? [];
+      });
+      stream.on('aborted', () => undefined);
+    }
+  }
+
+  /** Called now and then: a stream on which nothing moves while bytes wait is given up. */
+  checkProgress(nowMs: number): void {
+    const idleMs = nowMs - this.#movedAtMs;
+    if (this.#isBlocked && idleMs > this.#limits.slowWriteMs) this.abort(new LimitError('slow_peer'), true);
+    else if (!this.#requestDone && this.#consumer !== null && !this.#stream.isPaused() && idleMs > this.#limits.idleMs)
+      this.abort(new LimitError('idle_timeout'), true);
+  }
+
+  // BodySource
+
+  start(consumer: BodyConsumer): void {
+    this.#consumer = consumer;
+    this.#stream.on('data', this.#onData);
+    this.#stream.on('end', this.#onEnd);
+  }
+
+  pause(): void {
+    this.#stream.pause();
+  }
+
+  resume(): void {
+    this.#stream.resume();
+  }
+
+  cancel(): void {
+    this.#consumer = null;
+    if (!this.#requestDone) this.#stream.resume();
+  }
+
+  // ClientStream
+
+  inform(head: ResponseHead): void {
+    if (this.#stream.headersSent || this.#stream.destroyed || this.#stream.closed) return;
+    this.#stream.additionalHeaders({ ...objectHeaders(head.headers), ':status': head.status });
+  }
+
+  respond(head: ResponseHead, length: number | null): BodySink {
+    const { status } = head;
+    const isBodiless = this.request.method === 'HEAD' || status === 204 || status === 304;
+    const headers: OutgoingHttpHeaders = objectHeaders(head.headers);
+    headers[':status'] = status;
+    if (!isBodiless && length !== null) headers['content-length'] = length;
+    else if (!isBodiless || status === 204) delete headers['content-length'];
+    const endStream = isBodiless || length === 0;
+    if (this.#stream.destroyed || this.#stream.closed) return this;
+    try {
+      this.#stream.respond(headers, { endStream, waitForTrailers: !endStream });
+      if (!endStream) this.#stream.once('wantTrailers', this.#onWantTrailers);
+    } catch (error) {
+      this.abort(
+        new ProtocolError('upstream_protocol', 'The answer cannot be sent over HTTP/2.', { cause: error }),
+        true,
+      );
+    }
+    return this;
+  }
+
+  upgrade(head: ResponseHead): RawDuplex {
+    this.#isRaw = true;
+    const headers: OutgoingHttpHeaders = objectHeaders(head.headers);
+    headers[':status'] = 200;
+    this.#stream.respond(headers);
+    const source: BodySource = {
+      length: null,
+      start: (consumer) => this.start(consumer),
+      pause: () => this.pause(),
+      resume: () => this.resume(),
+      cancel: () => this.cancel(),
+    };
+    return { source, sink: this };
+  }
+
+  // BodySink
+
+  write(chunk: Buffer): boolean {
+    if (this.#stream.destroyed || this.#responseDone) return true;
+    this.#movedAtMs = this.#deadlines.now;
+    const isKeepingUp = this.#stream.write(chunk);
+    this.#isBlocked = !isKeepingUp;
+    return isKeepingUp;
+  }
+
+  end(trailers: RawHeaders): void {
+    if (this.#responseDone) return;
+    this.#responseDone = true;
+    this.#outgoingTrailers = trailers;
+    this.onClose = null;
+    if (!this.#stream.writableEnded && !this.#stream.destroyed) this.#stream.end();
+    // Nobody needs the rest of the request: NO_ERROR tells the client to stop, its answer is whole (RFC 9113 section 8.1).
+    if (!this.#requestDone && !this.#isRaw) {
+      const stop = (): void => {
+        if (!this.#requestDone && !this.#stream.closed) this.#stream.close(constants.NGHTTP2_NO_ERROR);
+      };
+      if (this.#stream.writableFinished) stop();
+      else this.#stream.once('finish', stop);
+    }
+  }
+
+  /** As `ClientStream` and as `BodySink`: the client must not take what it has for the whole. */
+  abort(error: ProxyError, tellOwner = false): void {
+    if (this.#isAborted) return;
+    this.#isAborted = true;
+    const onClose = this.onClose;
+    this.onClose = null;
+    this.#consumer = null;
+    this.#responseDone = true;
+    if (!this.#stream.closed) this.#stream.close(resetCode(error));
+    if (tellOwner) onClose?.(error);
+  }
+
+  /** The session is gone. */
+  gone(error: ProxyError): void {
+    const onClose = this.onClose;
+    const consumer = this.#consumer;
+    this.onClose = null;
+    this.#consumer = null;
+    if (onClose !== null) onClose(error);
+    else if (!this.#responseDone || this.#isRaw) consumer?.fail(error);
+  }
+
+  readonly #onData = (chunk: Buffer): void => {
+    this.#movedAtMs = this.#deadlines.now;
+    this.#consumer?.data(chunk);
+  };
+
+  readonly #onEnd = (): void => {
+    // An aborted stream also ends; its close event tells the truth.
+    if (this.#stream.aborted || this.#stream.rstCode !== constants.NGHTTP2_NO_ERROR) return;
+    this.#requestDone = true;
+    const consumer = this.#consumer;
+    this.#consumer = null;
+    consumer?.end(this.#trailers);
+  };
+
+  readonly #onDrain = (): void => {
+    this.#movedAtMs = this.#deadlines.now;
+    this.#isBlocked = false;
+    this.onDrain?.();
+  };
+
+  readonly #onWantTrailers = (): void => {
+    if (this.#stream.destroyed || this.#stream.closed) return;
+    // Without trailers this sends the empty DATA frame that ends the stream; close() would sometimes send nothing.
+    this.#stream.sendTrailers(objectHeaders(this.#outgoingTrailers));
+  };
+
+  readonly #onClose = (): void => {
+    const wasReset = this.#stream.rstCode !== constants.NGHTTP2_NO_ERROR && !this.#isAborted;
+    if (wasReset) this.#session.countReset();
+    this.#session.closed(this);
+    if (!this.#responseDone || (this.#isRaw && this.#consumer !== null)) this.gone(new ProxyError('client_aborted'));
+  };
+}
+
+const NO_BODY: BodySource = {
+  length: 0,
+  start: (consumer) => consumer.end([]),
+  pause: () => undefined,
+  resume: () => undefined,
+  cancel: () => undefined,
+};
+
+function resetCode(error: ProxyError): number {
+  switch (codeFacts(error.code).kind) {
+    case 'limit':
+      return constants.NGHTTP2_ENHANCE_YOUR_CALM;
+    case 'client':
+      return constants.NGHTTP2_PROTOCOL_ERROR;
+    case 'policy':
+      return constants.NGHTTP2_CANCEL;
+    default:
+      return constants.NGHTTP2_INTERNAL_ERROR;
+  }
+}
