@@ -1,5 +1,5 @@
-import { CODES } from '../core/errors.ts';
-import type { Code, CodeFacts } from '../core/errors.ts';
+import { CODES, isCode } from '../core/errors.ts';
+import type { CodeFacts } from '../core/errors.ts';
 import type { AuditEvent } from '../core/exchange.ts';
 import { severityOf } from './facts.ts';
 
@@ -124,8 +124,4 @@ function severityFor(event: AuditEvent): Coded {
 
 function kindOf(code: string): CodeFacts['kind'] | null {
   return isCode(code) ? CODES[code].kind : null;
-}
-
-function isCode(code: string): code is Code {
-  return Object.hasOwn(CODES, code);
 }

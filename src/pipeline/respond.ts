@@ -1,5 +1,5 @@
 import { STATUS_CODES } from 'node:http';
-import { CODES, ProxyError, codeFacts } from '../core/errors.ts';
+import { ProxyError, codeFacts, isCode } from '../core/errors.ts';
 import type { Code } from '../core/errors.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Verdict } from '../core/verdict.ts';
@@ -32,6 +32,8 @@ const MAX_TEXT = 1200;
 const MAX_COACHING = 800;
 const MAX_DETAIL = 200;
 const MAX_NAME = 256;
+/** Percent-encoding makes three of one; common servers and clients take 8 KiB of metadata. */
+const MAX_GRPC_BYTES = 1500;
 /** RFC 6455 section 5.5: a control frame holds 125 bytes, two of them are the code. */
 const MAX_CLOSE_REASON_BYTES = 123;
 
@@ -74,10 +76,6 @@ export function refusalOfVerdict(verdict: Verdict, exchange: string, host: strin
   return { code, detail: null, message: verdict.message, rule: verdict.rules[0] ?? null, exchange, host };
 }
 
-function isCode(reason: string): reason is Code {
-  return Object.hasOwn(CODES, reason);
-}
-
 /**
  * The answer to a plain HTTP request, on any HTTP version (PRODUCT.md section 5).
  * @param options.headersOnly for HEAD: `content-length` stays, the body is empty
@@ -118,7 +116,7 @@ export function grpcAnswer(refusal: Refusal): {
   readonly trailers: RawHeaders;
 } {
   const rule = refusal.rule === null ? '' : `, rule ${clean(refusal.rule, MAX_NAME)}`;
-  const text = `${agentText(refusal)} (${refusal.code}${rule}, exchange ${clean(refusal.exchange, MAX_NAME)})`;
+  const text = `${cutUtf8(agentText(refusal), MAX_GRPC_BYTES)} (${refusal.code}${rule}, exchange ${clean(refusal.exchange, MAX_NAME)})`;
   const trailers = [
     'grpc-status',
     String(grpcStatus(refusal.code)),
