@@ -36,12 +36,13 @@ export function texts(values: readonly string[], maxItems: number, max: number):
 
 /** A JSON integer; 0 for what is none. */
 export function integer(value: number): string {
-  return Number.isFinite(value) ? String(Math.trunc(value)) : '0';
+  const whole = Math.trunc(value);
+  return Number.isSafeInteger(whole) ? String(whole) : '0';
 }
 
 /** Milliseconds with three decimals, or `null`. */
 export function millisecondsOrNull(value: number | null): string {
-  return value !== null && Number.isFinite(value) ? String(Math.round(value * 1000) / 1000) : 'null';
+  return value === null ? 'null' : numberOrNull(Math.round(value * 1000) / 1000);
 }
 
 /** A JSON number, or `null` for what JSON cannot say. */

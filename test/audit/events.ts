@@ -1,4 +1,5 @@
 import type { AuditEvent } from '../../src/core/exchange.ts';
+import type { Finding } from '../../src/core/finding.ts';
 import type { Tunnel } from '../../src/core/tunnel.ts';
 import type { Verdict } from '../../src/core/verdict.ts';
 
@@ -30,6 +31,19 @@ export function verdict(changes: Partial<Verdict> = {}): Verdict {
     mode: 'enforce',
     message: null,
     findings: [],
+    ...changes,
+  };
+}
+
+export function finding(changes: Partial<Finding> = {}): Finding {
+  return {
+    detector: 'credentials',
+    kind: 'github_token',
+    severity: 'high',
+    confidence: 0.95,
+    field: '/messages/3/content',
+    hash: 'k1:5f1c0a7e',
+    masked: 'ghp_…x9Qz',
     ...changes,
   };
 }
