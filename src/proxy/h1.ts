@@ -39,6 +39,8 @@ export interface H1Options {
 
 type State = 'head' | 'body' | 'waiting' | 'raw' | 'closing' | 'closed';
 
+/** Time for the RST of a closed socket to come back. */
+const PROBE_MS = 200;
 /** Bytes held while nobody can take them; then the socket is paused, and the client waits. */
 const HOLD_BYTES = 64 * 1024;
 
@@ -64,6 +66,7 @@ export class H1Connection implements Expiring, BodyEvents {
   #clientEnded = false;
   #isDraining = false;
   #blocked = false;
+  #probes = 0;
   #raw: BodyConsumer | null = null;
 
   constructor(options: H1Options, firstBytes: Buffer) {
@@ -110,7 +113,8 @@ export class H1Connection implements Expiring, BodyEvents {
     } else if (this.#blocked) {
       this.destroy(new LimitError('slow_peer'));
     } else if (this.#clientEnded) {
-      this.destroy(new ProxyError('client_aborted'));
+      if (this.#probes === 1) this.#probe();
+      else this.destroy(new ProxyError('client_aborted'));
     } else if (this.#state === 'body' && !this.#isPaused) {
       if (this.#responseDone) this.destroy(null);
       else this.destroy(new LimitError('idle_timeout'));
@@ -242,7 +246,7 @@ export class H1Connection implements Expiring, BodyEvents {
         break;
       case 'waiting':
         // Closing the sending side after the request is legal: the answer is still delivered, but not waited for without end.
-        this.deadlineMs = this.#options.deadlines.now + this.#options.limits.halfCloseMs;
+        this.#probe();
         break;
       case 'raw':
         this.#raw?.end([]);
@@ -258,6 +262,21 @@ export class H1Connection implements Expiring, BodyEvents {
   readonly #onClose = (): void => {
     this.destroy(this.#stream !== null && !this.#responseDone ? new ProxyError('client_aborted') : null);
   };
+
+  /**
+   * A FIN does not tell a client that still reads from one that is gone. An interim answer does: every client has to ignore it (RFC 9110 section 15.2), and a
+   * closed socket answers it with RST, which shows at the next write. So two of them, a little apart, before the answer has begun.
+   */
+  #probe(): void {
+    const { deadlines, limits } = this.#options;
+    if (this.#stream?.isUnanswered !== true) {
+      this.deadlineMs = deadlines.now + limits.halfCloseMs;
+      return;
+    }
+    this.#probes++;
+    this.socket.write('HTTP/1.1 100 Continue\r\n\r\n', 'latin1');
+    this.deadlineMs = deadlines.now + (this.#probes === 1 ? PROBE_MS : limits.halfCloseMs);
+  }
 
   #truncated(): void {
     const stream = this.#stream;
@@ -484,6 +503,11 @@ class H1ClientStream implements ClientStream, BodySource {
       upgrade: head.upgrade.includes('websocket') ? 'websocket' : null,
       expectsContinue: !this.#continued,
     };
+  }
+
+  /** Nothing but interim answers has been sent, and the client can take another. */
+  get isUnanswered(): boolean {
+    return this.#sink === null && this.#version === '1.1';
   }
 
   get hasReader(): boolean {

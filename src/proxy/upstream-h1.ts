@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net';
 import { LimitError, ProtocolError, ProxyError, UpstreamError } from '../core/errors.ts';
+import { headerValue } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Limits } from '../core/settings.ts';
 import type {
@@ -55,6 +56,7 @@ export class H1Upstream implements Expiring, BodyEvents {
   #serverEnded = false;
   #blocked = false;
   #informational = 0;
+  #idleMs: number;
   #sawBytes = false;
 
   constructor(socket: Socket, limits: Limits, deadlines: Deadlines, owner: H1UpstreamOwner) {
@@ -63,6 +65,7 @@ export class H1Upstream implements Expiring, BodyEvents {
     this.#deadlines = deadlines;
     this.#owner = owner;
     this.#collector = new HeadCollector(limits.headerBytes, 'upstream_header_too_large');
+    this.#idleMs = limits.upstreamIdleMs;
     this.deadlineMs = deadlines.now + limits.upstreamIdleMs;
     deadlines.add(this);
     socket.on('error', this.#onError);
@@ -288,6 +291,7 @@ export class H1Upstream implements Expiring, BodyEvents {
     }
     this.#collector = new HeadCollector(this.#limits.headerBytes, 'upstream_header_too_large');
     this.#keepAlive = head.keepAlive;
+    this.#idleMs = Math.min(this.#limits.upstreamIdleMs, announcedIdleMs(head.headers));
     const { framing } = head;
     if (framing.kind === 'none') {
       this.#responseDone = true;
@@ -412,7 +416,7 @@ export class H1Upstream implements Expiring, BodyEvents {
     this.#writer = null;
     this.#handler = null;
     this.#consumer = null;
-    this.deadlineMs = this.#deadlines.now + this.#limits.upstreamIdleMs;
+    this.deadlineMs = this.#deadlines.now + this.#idleMs;
     this.#resume();
     this.#owner.idle(this);
   }
@@ -435,6 +439,16 @@ export class H1Upstream implements Expiring, BodyEvents {
     if (consumer !== null) consumer.fail(error);
     else handler?.fail(error);
   }
+}
+
+/**
+ * How long the server says it keeps an unused connection (`Keep-Alive: timeout=5`), less a second: a POST that is sent as the server closes is lost, and may not
+ * be repeated.
+ */
+function announcedIdleMs(headers: RawHeaders): number {
+  const value = headerValue(headers, 'keep-alive');
+  const match = value === undefined ? null : /(?:^|[,\s])timeout=(\d{1,6})/i.exec(value);
+  return match === null ? Infinity : Math.max(500, Number(match[1]) * 1000 - 1000);
 }
 
 const EMPTY_BODY: BodySource = {
