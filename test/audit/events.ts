@@ -97,3 +97,50 @@ export function tunnelEvent(changes: Partial<AuditEvent> = {}): AuditEvent {
     ...changes,
   });
 }
+
+/** The records that docs/audit.md shows. */
+export const sampleContext = { sequence: 4711, uid: '01JC0000000000000000000009', productVersion: '0.1.0' };
+
+export function sampleDenied(): AuditEvent {
+  return exchangeEvent({
+    method: 'POST',
+    path: '/v1/pages',
+    hasQuery: false,
+    recognition: { protocol: 'http', operation: 'POST', subject: null, server: null, basis: 'declared' },
+    verdict: verdict({ action: 'deny', judged: 'deny', reason: 'denied_by_rule', rules: ['secrets-stay-home'] }),
+    outcome: { kind: 'denied', status: 403, error: null, cause: null },
+    findings: [finding()],
+    bytesOut: 734,
+    bytesIn: 0,
+    timings: { queue: 0.03, inspect: 0.41, upstreamConnect: null, firstByte: null, total: 2.75 },
+    upstreamAddress: null,
+    upstreamPort: null,
+    upstreamAlpn: null,
+    upstreamTls: null,
+  });
+}
+
+export function sampleTunnel(): AuditEvent {
+  return tunnelEvent({
+    host: 'paste.example.net',
+    tunnel: tunnel({
+      destination: { host: 'paste.example.net', port: 443 },
+      mode: 'undecided',
+      sni: null,
+      alpn: null,
+      tlsVersion: null,
+    }),
+    verdict: verdict({ action: 'deny', judged: 'deny', reason: 'host_not_allowed', rules: [] }),
+    outcome: { kind: 'denied', status: 403, error: null, cause: null },
+    bytesOut: 0,
+    bytesIn: 0,
+    timings: { queue: 0.02, inspect: 0.05, upstreamConnect: null, firstByte: null, total: 0.6 },
+    upstreamAddress: null,
+    upstreamPort: null,
+    upstreamAlpn: null,
+    upstreamTls: null,
+  });
+}
+
+/** An outage of twelve seconds in which nothing was lost. */
+export const sampleOutage = { fromMs: 1_793_700_000_000, toMs: 1_793_700_012_500, dropped: 0, cause: 'ENOSPC' };
