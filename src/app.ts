@@ -15,7 +15,7 @@ import { createLog } from './log.ts';
 import type { PipelineContext } from './pipeline/context.ts';
 import { OpenExchanges } from './pipeline/open-exchanges.ts';
 import { compilePolicy } from './policy/compile.ts';
-import type { Problem } from './policy/compile.ts';
+import type { Problem } from './policy/problem.ts';
 import { AddressGuard } from './proxy/address-guard.ts';
 import { Dialer } from './proxy/dial.ts';
 import { Deadlines, OpenCounter } from './proxy/limits.ts';

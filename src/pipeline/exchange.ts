@@ -19,11 +19,12 @@ import { formatAuthority } from '../core/url.ts';
 import { isGrpc, parseGrpcPath } from '../protocols/grpc.ts';
 import type { PipelineContext } from './context.ts';
 import { HttpFacts } from './facts.ts';
+import { Judge, isRefusal } from './judge.ts';
 import type { OpenExchange } from './open-exchanges.ts';
 import { HeldBody, LazySink, Pump } from './pump.ts';
 import { grpcAnswer, httpAnswer, refusalOf, refusalOfVerdict } from './respond.ts';
 import type { Refusal } from './respond.ts';
-import { isRefusal, requestStage, responseStage } from './stages.ts';
+import { requestStage, responseStage } from './stages.ts';
 import type { MessageStage } from './stages.ts';
 import { readTarget } from './target.ts';
 import type { Target } from './target.ts';
@@ -57,7 +58,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   #body: BodySource;
   #messagesOut = 0;
   #target: Target | null = null;
-  #facts: HttpFacts | null = null;
+  #judgeOf: Judge | null = null;
   #recognition: Recognition | null = null;
   #verdict: Verdict | null = null;
   #lease: Lease | null = null;
@@ -117,8 +118,8 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   }
 
   rejudge(policy: Policy): void {
-    if (this.#facts === null || this.#isConcluded || this.#verdict === null) return;
-    const verdict = policy.request(this.#facts);
+    if (this.#judgeOf === null || this.#isConcluded || this.#verdict === null) return;
+    const verdict = this.#judgeOf.request(policy);
     this.#policy = policy;
     if (!isRefusal(verdict)) return;
     this.#cutByPolicy({ ...verdict, reason: 'policy_changed' });
@@ -141,8 +142,9 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     if (request.upgrade !== null && layer !== 'websocket') throw new ProtocolError('upgrade_not_supported');
 
     const facts = new HttpFacts(this.#tunnel.agent, target, request, layer, grpc, this.#startedAtWall);
-    this.#facts = facts;
-    const verdict = this.#policy.request(facts);
+    const judge = new Judge(facts);
+    this.#judgeOf = judge;
+    const verdict = judge.request(this.#policy);
     this.#timings.inspect = this.#context.now() - this.#startedAt;
     this.#verdict = verdict;
     if (isRefusal(verdict)) {
@@ -154,7 +156,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       return;
     }
     if (layer === 'http' && this.#body.length !== 0) {
-      const stage = requestStage(this.#policy, facts, request, this.#context.limits);
+      const stage = requestStage(this.#policy, judge, request, this.#context.limits);
       if (stage !== null) {
         this.#readWhole(stage);
         return;
@@ -259,7 +261,9 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       return;
     }
     const stage =
-      this.#facts === null || isHeld ? null : requestStage(this.#policy, this.#facts, request, this.#context.limits);
+      this.#judgeOf === null || isHeld
+        ? null
+        : requestStage(this.#policy, this.#judgeOf, request, this.#context.limits);
     this.#outbound = new Pump(body, this.#upstream.body, stage, {
       ended: () => {
         this.#isRequestSent = true;
@@ -287,7 +291,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     const out: ResponseHead = { ...head, headers: endToEndHeaders(head.headers, DROPPED_RESPONSE_HEADERS) };
     let stage;
     try {
-      stage = this.#facts === null ? null : responseStage(this.#policy, this.#facts, out, this.#context.limits);
+      stage = this.#judgeOf === null ? null : responseStage(this.#policy, this.#judgeOf, out, this.#context.limits);
     } catch (error) {
       body.cancel();
       this.#fail(error);
@@ -308,7 +312,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   }
 
   upgraded(head: ResponseHead, duplex: RawDuplex): void {
-    if (this.#isConcluded || this.#facts === null) {
+    if (this.#isConcluded || this.#judgeOf === null) {
       duplex.sink.abort(new ProxyError('client_aborted'));
       return;
     }
@@ -317,7 +321,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       const headers = endToEndHeaders(head.headers, DROPPED_RESPONSE_HEADERS);
       this.#bridge = new WebSocketBridge({
         policy: () => this.#policy,
-        facts: this.#facts,
+        judge: this.#judgeOf,
         limits: this.#context.limits,
         request: this.#client.request,
         response: { ...head, headers },

@@ -1,5 +1,5 @@
 import { ProxyError } from '../core/errors.ts';
-import type { Policy, RequestFacts } from '../core/facts.ts';
+import type { Policy } from '../core/facts.ts';
 import { headerValue } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Direction, Message, MessageCodec } from '../core/message.ts';
@@ -9,6 +9,8 @@ import type { Verdict } from '../core/verdict.ts';
 import { GrpcCodec, isGrpc } from '../protocols/grpc.ts';
 import { SseCodec } from '../protocols/sse.ts';
 import { WholeBodyCodec } from '../protocols/whole-body.ts';
+import { isRefusal } from './judge.ts';
+import type { Judge } from './judge.ts';
 import type { Stage } from './pump.ts';
 
 /** Cuts a body into messages and asks the policy about each before its bytes go on. */
@@ -18,27 +20,27 @@ export class MessageStage implements Stage {
   readonly holdsAll: boolean;
   readonly #codec: MessageCodec;
   readonly #policy: Policy;
-  readonly #facts: RequestFacts;
+  readonly #judge: Judge;
 
-  constructor(codec: MessageCodec, policy: Policy, facts: RequestFacts) {
+  constructor(codec: MessageCodec, policy: Policy, judge: Judge) {
     this.#codec = codec;
     this.#policy = policy;
-    this.#facts = facts;
+    this.#judge = judge;
     this.holdsAll = codec instanceof WholeBodyCodec;
   }
 
   push(chunk: Buffer, out: (bytes: Buffer) => void): Verdict | null {
-    return this.#judge(this.#codec.push(chunk), out);
+    return this.#each(this.#codec.push(chunk), out);
   }
 
   end(out: (bytes: Buffer) => void): Verdict | null {
-    return this.#judge(this.#codec.end(), out);
+    return this.#each(this.#codec.end(), out);
   }
 
-  #judge(messages: readonly Message[], out: (bytes: Buffer) => void): Verdict | null {
+  #each(messages: readonly Message[], out: (bytes: Buffer) => void): Verdict | null {
     for (const message of messages) {
       this.messages++;
-      const verdict = this.#policy.message(this.#facts, message);
+      const verdict = this.#judge.message(this.#policy, message);
       if (isRefusal(verdict)) return verdict;
       for (const bytes of message.bytes) out(bytes);
     }
@@ -46,44 +48,29 @@ export class MessageStage implements Stage {
   }
 }
 
-/** Actions that end the traffic. `approve` has nobody to ask yet. */
-export function isRefusal(verdict: Verdict): boolean {
-  return verdict.action === 'deny' || verdict.action === 'approve';
-}
-
 /** Stage for the request body, or null when nothing looks into it. @throws ProxyError when a rule must see a body that we cannot read */
-export function requestStage(
-  policy: Policy,
-  facts: RequestFacts,
-  head: RequestHead,
-  limits: Limits,
-): MessageStage | null {
-  return stage(policy, facts, head.headers, 'request', limits);
+export function requestStage(policy: Policy, judge: Judge, head: RequestHead, limits: Limits): MessageStage | null {
+  return stage(policy, judge, head.headers, 'request', limits);
 }
 
 /** Stage for the response body, or null. @throws ProxyError as above */
-export function responseStage(
-  policy: Policy,
-  facts: RequestFacts,
-  head: ResponseHead,
-  limits: Limits,
-): MessageStage | null {
-  return stage(policy, facts, head.headers, 'response', limits);
+export function responseStage(policy: Policy, judge: Judge, head: ResponseHead, limits: Limits): MessageStage | null {
+  return stage(policy, judge, head.headers, 'response', limits);
 }
 
 function stage(
   policy: Policy,
-  facts: RequestFacts,
+  judge: Judge,
   headers: RawHeaders,
   direction: Direction,
   limits: Limits,
 ): MessageStage | null {
   const contentType = headerValue(headers, 'content-type');
   // gRPC is recognized traffic: what does not parse does not pass, whether or not a rule looks at it. A gRPC answer may be plain HTTP (a proxy error page).
-  if (facts.layer === 'grpc' && (direction === 'request' || isGrpc(contentType))) {
-    return new MessageStage(new GrpcCodec({ direction, maxMessageBytes: limits.messageBytes }), policy, facts);
+  if (judge.facts.layer === 'grpc' && (direction === 'request' || isGrpc(contentType))) {
+    return new MessageStage(new GrpcCodec({ direction, maxMessageBytes: limits.messageBytes }), policy, judge);
   }
-  if (!policy.needsMessages(facts)) return null;
+  if (!judge.needsMessages(policy)) return null;
   const encoding = headerValue(headers, 'content-encoding');
   if (encoding !== undefined && encoding.trim().toLowerCase() !== 'identity') {
     throw new ProxyError(
@@ -95,5 +82,5 @@ function stage(
   const codec = isEvents
     ? new SseCodec(direction, limits.messageBytes)
     : new WholeBodyCodec(direction, limits.messageBytes);
-  return new MessageStage(codec, policy, facts);
+  return new MessageStage(codec, policy, judge);
 }

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { ProtocolError, ProxyError, UpstreamError } from '../core/errors.ts';
-import type { Policy, RequestFacts } from '../core/facts.ts';
+import type { Policy } from '../core/facts.ts';
 import { headerValue, headerValues, withoutHeaders } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Direction } from '../core/message.ts';
@@ -9,10 +9,11 @@ import type { BodySink, RawDuplex, RequestHead, ResponseHead } from '../core/str
 import type { Verdict } from '../core/verdict.ts';
 import { WebSocketReader, acceptOf, encodeClose, isKey } from '../protocols/websocket-message.ts';
 import type { WsEvent } from '../protocols/websocket-message.ts';
+import { isRefusal } from './judge.ts';
+import type { Judge } from './judge.ts';
 import { Pump } from './pump.ts';
 import type { Stage } from './pump.ts';
 import { refusalOf, refusalOfVerdict, webSocketClose } from './respond.ts';
-import { isRefusal } from './stages.ts';
 
 const HANDSHAKE_ONLY: ReadonlySet<string> = new Set([
   'sec-websocket-extensions',
@@ -46,7 +47,7 @@ export function upstreamHandshake(request: RequestHead, headers: RawHeaders): { 
 export interface WebSocketBridgeOptions {
   /** The policy in force now; read for each message. */
   policy(): Policy;
-  readonly facts: RequestFacts;
+  readonly judge: Judge;
   readonly limits: Limits;
   readonly request: RequestHead;
   /** The server's 101, end-to-end headers only. */
@@ -139,14 +140,14 @@ export class WebSocketBridge {
   }
 
   #side(direction: Direction, from: RawDuplex, to: BodySink): Side {
-    const { limits, facts } = this.#options;
+    const { limits, judge } = this.#options;
     const policy = this.#options.policy();
     const stage = new WebSocketStage(
       direction,
-      facts,
+      judge,
       () => this.#options.policy(),
       limits.websocketMessageBytes,
-      policy.needsMessages(facts),
+      judge.needsMessages(policy),
     );
     const pump = new Pump(from.source, to, stage, {
       ended: () => {
@@ -175,19 +176,13 @@ class WebSocketStage implements Stage {
   /** Bytes of an unfinished message or frame have been passed on. */
   isMidFrame = false;
   readonly #direction: Direction;
-  readonly #facts: RequestFacts;
+  readonly #rules: Judge;
   readonly #policy: () => Policy;
   readonly #reader: WebSocketReader;
 
-  constructor(
-    direction: Direction,
-    facts: RequestFacts,
-    policy: () => Policy,
-    maxMessageBytes: number,
-    inspect: boolean,
-  ) {
+  constructor(direction: Direction, judge: Judge, policy: () => Policy, maxMessageBytes: number, inspect: boolean) {
     this.#direction = direction;
-    this.#facts = facts;
+    this.#rules = judge;
     this.#policy = policy;
     this.#reader = new WebSocketReader({
       role: direction === 'request' ? 'client' : 'server',
@@ -220,7 +215,7 @@ class WebSocketStage implements Stage {
     }
     if (event.kind !== 'message') return null;
     this.messages++;
-    const verdict = this.#policy().message(this.#facts, {
+    const verdict = this.#rules.message(this.#policy(), {
       direction: this.#direction,
       framing: event.isText ? 'websocket_text' : 'websocket_binary',
       size: event.size,

@@ -12,7 +12,7 @@ import type { PipelineContext } from '../pipeline/context.ts';
 import { ExchangeRun, verdictOfCode } from '../pipeline/exchange.ts';
 import { connectAnswer, refusalOf, refusalOfVerdict } from '../pipeline/respond.ts';
 import type { Refusal } from '../pipeline/respond.ts';
-import { isRefusal } from '../pipeline/stages.ts';
+import { isRefusal } from '../pipeline/judge.ts';
 import { H1Connection } from './h1.ts';
 import { serveH2 } from './h2.ts';
 import type { H2Server } from './h2.ts';
