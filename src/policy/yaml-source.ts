@@ -1,5 +1,5 @@
 import { isAlias, isMap, isScalar, isSeq, LineCounter, parseDocument, visit } from 'yaml';
-import type { Document, Node, ParsedNode } from 'yaml';
+import type { Document, Node } from 'yaml';
 import { didYouMean, show } from './problem.ts';
 import type { Problem } from './problem.ts';
 
@@ -96,8 +96,8 @@ export class YamlSource {
     return line === 0 ? { line: 1, column: 1 } : { line, column: col };
   }
 
-  /** Entries of a map, with unknown keys reported; null when it is no map. */
-  map(value: YamlValue, what: string, known: readonly string[]): Map<string, Entry> | null {
+  /** Entries of a map, with unknown keys reported (`known` null: every key is good); null when it is no map. */
+  map(value: YamlValue, what: string, known: readonly string[] | null): Map<string, Entry> | null {
     const { node } = value;
     if (!isMap(node)) {
       this.problem(value.offset, `${what} must be a map, not ${this.describe(value)}`);
@@ -112,7 +112,7 @@ export class YamlSource {
         this.problem(keyOffset, `a key of ${what} must be plain text`);
         continue;
       }
-      if (!known.includes(key)) {
+      if (known?.includes(key) === false) {
         this.problem(
           keyOffset,
           `unknown key ${show(key)} in ${what}`,
