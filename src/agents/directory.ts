@@ -22,8 +22,16 @@ const MAX_FILE_BYTES = 4 * 1024 * 1024;
  */
 export async function openAgents(file: string | null, listeners: readonly ListenerSettings[]): Promise<AgentDirectory> {
   if (file === null) return new EverybodyDirectory();
+  return createDirectory(await readAgentsFile(file, listeners));
+}
+
+/**
+ * Reads and checks an agents file, for the directory and for those who only want to look.
+ * @throws ConfigError as `openAgents`
+ */
+export async function readAgentsFile(file: string, listeners: readonly ListenerSettings[]): Promise<AgentsFile> {
   const names = listeners.map(({ name, tls }) => ({ name, hasClientCa: tls !== null && tls.clientCa !== null }));
-  return createDirectory(parseAgents(await readText(file), file, names));
+  return parseAgents(await readText(file), file, names);
 }
 
 /** The directory for the contents of an agents file. */
