@@ -133,6 +133,21 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     const { request } = this.#client;
     const target = readTarget(request, this.#expected);
     this.#target = target;
+    if (this.#expected === null) {
+      // Without a tunnel nobody has asked the gate about the host yet.
+      const gate = this.#policy.gate({ agent: this.#tunnel.agent, ...target.destination });
+      if (isRefusal(gate.verdict)) {
+        this.#recognition = {
+          protocol: 'http',
+          operation: request.method,
+          subject: null,
+          server: null,
+          basis: 'inferred',
+        };
+        this.#refuse(refusalOfVerdict(gate.verdict, this.id, this.#hostName()), gate.verdict, null);
+        return;
+      }
+    }
     const saysGrpc = isGrpc(headerValue(request.headers, 'content-type'));
     const grpc = saysGrpc ? parseGrpcPath(target.path) : null;
     if (saysGrpc && grpc === null) throw new ProtocolError('bad_grpc', 'The path is not /package.Service/Method.');

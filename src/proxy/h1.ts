@@ -67,6 +67,8 @@ export class H1Connection implements Expiring, BodyEvents {
   #isDraining = false;
   #blocked = false;
   #probes = 0;
+  /** Our sending side is closed after an upgrade. */
+  #hasEnded = false;
   #raw: BodyConsumer | null = null;
 
   constructor(options: H1Options, firstBytes: Buffer) {
@@ -211,9 +213,11 @@ export class H1Connection implements Expiring, BodyEvents {
 
   /** Ends our side after an upgrade or a close-delimited answer. */
   endSocket(): void {
-    this.#state = 'closing';
+    if (this.#state === 'closed' || this.#hasEnded) return;
+    this.#hasEnded = true;
     this.deadlineMs = this.#options.deadlines.now + this.#options.limits.slowWriteMs;
     this.socket.end();
+    if (this.#clientEnded) this.#state = 'closing';
   }
 
   readonly #onData = (chunk: Buffer): void => {
@@ -249,7 +253,8 @@ export class H1Connection implements Expiring, BodyEvents {
         this.#probe();
         break;
       case 'raw':
-        this.#raw?.end([]);
+        if (this.#heldBytes === 0) this.#raw?.end([]);
+        if (this.#hasEnded) this.destroy(null);
         break;
       case 'closing':
         this.destroy(null);

@@ -82,6 +82,10 @@ class Session implements H2Server, Expiring {
     session.on('close', () => this.#end(null));
     session.on('frameError', () => undefined);
     socket.on('error', () => undefined);
+    // HTTP/2 has no half-close: a client that ends its side without GOAWAY is gone.
+    socket.on('end', () => {
+      if (!session.destroyed) session.destroy();
+    });
     socket.on('close', () => {
       if (!session.destroyed) session.destroy();
       this.#end(null);

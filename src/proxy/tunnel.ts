@@ -84,6 +84,7 @@ export class TunnelRun implements Tunnel, Expiring {
   #isEstablished = false;
   #isConcluded = false;
   #isCounted = false;
+  #hasWaited = false;
   #requests = 0;
   #connectMs: number | null = null;
 
@@ -153,9 +154,20 @@ export class TunnelRun implements Tunnel, Expiring {
     this.#end(error);
   }
 
-  expire(): void {
-    if (this.mode === 'undecided' && this.#held.length === 0 && this.#rawIsAllowed()) {
+  expire(nowMs: number): void {
+    if (
+      this.mode === 'undecided' &&
+      this.#rawIsAllowed() &&
+      (this.#held.length === 0 || sniff(this.#held) === 'incomplete')
+    ) {
       this.#raw();
+      return;
+    }
+    const fullMs = this.#context.limits.handshakeMs - SERVER_FIRST_MS;
+    if (this.mode === 'undecided' && !this.#hasWaited && fullMs > 0 && this.#rawIsAllowed()) {
+      // A ClientHello that comes in pieces: not raw, only slow.
+      this.#hasWaited = true;
+      this.deadlineMs = nowMs + fullMs;
       return;
     }
     this.#end(new LimitError('handshake_timeout'));
@@ -183,7 +195,6 @@ export class TunnelRun implements Tunnel, Expiring {
   }
 
   readonly #onFirstBytes = (chunk: Buffer): void => {
-    this.deadlineMs = Math.max(this.deadlineMs, this.#context.deadlines.now + this.#context.limits.handshakeMs);
     this.#held = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk]);
     if (this.#classify()) this.#request.socket.off('data', this.#onFirstBytes);
   };
