@@ -68,7 +68,7 @@ export async function https1(
   const socket = await secure(tunnel, proxy, hostname, 'http/1.1');
   return new Promise((resolve, reject) => {
     const request = httpsRequest(
-      { host: hostname, path: pathname, method, headers, createConnection: () => socket },
+      { host: hostname, path: pathname, method, headers, defaultPort: 443, createConnection: () => socket },
       (response) => {
         let text = '';
         response.setEncoding('utf8');
