@@ -221,7 +221,13 @@ async function summarizeRecords(file: string): Promise<string[]> {
     if (typeof record !== 'object' || record === null) return line;
     const field = (name: string): string => {
       const value: unknown = Reflect.get(record, name);
-      return Array.isArray(value) ? value.join(',') : value === null || value === undefined ? '-' : String(value);
+      return Array.isArray(value)
+        ? value.join(',')
+        : value === null || value === undefined
+          ? '-'
+          : typeof value === 'string'
+            ? value
+            : JSON.stringify(value);
     };
     return `${field('protocol').padEnd(10)}${field('verdict').padEnd(7)}${field('reason').padEnd(22)}${field('rules').padEnd(16)}${field('operation')}`;
   });

@@ -140,15 +140,20 @@ export class HeldBody implements BodySource {
 
   resume(): void {
     this.#isPaused = false;
-    for (;;) {
-      if (this.#isPaused || this.#consumer === null) return;
+    while (this.#canGive()) {
       const chunk = this.#chunks.shift();
-      if (chunk === undefined) break;
-      this.#consumer.data(chunk);
+      const consumer = this.#consumer;
+      if (chunk !== undefined) {
+        consumer?.data(chunk);
+        continue;
+      }
+      this.#consumer = null;
+      consumer?.end(this.#trailers);
     }
-    const consumer = this.#consumer;
-    this.#consumer = null;
-    consumer.end(this.#trailers);
+  }
+
+  #canGive(): boolean {
+    return !this.#isPaused && this.#consumer !== null;
   }
 
   cancel(): void {

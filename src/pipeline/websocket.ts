@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
-import { ProtocolError, ProxyError, UpstreamError } from '../core/errors.ts';
+import type { ProxyError } from '../core/errors.ts';
+import { ProtocolError, UpstreamError } from '../core/errors.ts';
 import type { Policy } from '../core/facts.ts';
 import { headerValue, headerValues, withoutHeaders } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';

@@ -37,7 +37,6 @@ const CONTINUATION = 0;
 const TEXT = 1;
 const BINARY = 2;
 const CLOSE = 8;
-const PING = 9;
 const PONG = 10;
 
 /** Frames one message may be cut into: more is a way to make us keep headers for nothing. */

@@ -398,6 +398,11 @@ export class H1Connection implements Expiring, BodyEvents {
     return rest;
   }
 
+  /** Where we are now; calls in between may have moved us, which the compiler does not see. */
+  #isAt(state: State): boolean {
+    return this.#state === state;
+  }
+
   #nextRequest(): void {
     this.#stream = null;
     this.#decoder = null;
@@ -405,7 +410,7 @@ export class H1Connection implements Expiring, BodyEvents {
     this.deadlineMs = this.#options.deadlines.now + this.#options.limits.keepAliveMs;
     if (this.#isProcessing) return;
     this.#processHeld();
-    if (this.#state === 'head' && this.#clientEnded) this.#finish();
+    if (this.#isAt('head') && this.#clientEnded) this.#finish();
     else if (this.#heldBytes === 0 && this.#isPaused) {
       this.#isPaused = false;
       this.socket.resume();

@@ -110,16 +110,28 @@ export class TunnelRun implements Tunnel, Expiring {
     const { pipeline, counter, tunnels } = this.#context;
     socket.on('close', this.#onEarlyClose);
     socket.on('end', this.#onEarlyEnd);
-    if (this.#context.isDraining) return this.#refuse(new ProxyError('draining'));
-    if (!counter.tryOpen(this.agent.id)) return this.#refuse(new LimitError('too_many_tunnels'));
+    if (this.#context.isDraining) {
+      this.#refuse(new ProxyError('draining'));
+      return;
+    }
+    if (!counter.tryOpen(this.agent.id)) {
+      this.#refuse(new LimitError('too_many_tunnels'));
+      return;
+    }
     this.#isCounted = true;
     tunnels.add(this);
     const policy = pipeline.policy();
     const { host, port } = this.destination;
     const gate = policy.gate({ agent: this.agent, host, port });
     this.#verdict = gate.verdict;
-    if (isRefusal(gate.verdict)) return this.#refuseVerdict(gate.verdict);
-    if (!pipeline.audit.isHealthy) return this.#refuse(new ProxyError('audit_unavailable'));
+    if (isRefusal(gate.verdict)) {
+      this.#refuseVerdict(gate.verdict);
+      return;
+    }
+    if (!pipeline.audit.isHealthy) {
+      this.#refuse(new ProxyError('audit_unavailable'));
+      return;
+    }
     if (gate.mode === 'passthrough') {
       this.mode = 'passthrough';
       this.#passthrough();
@@ -338,7 +350,7 @@ export class TunnelRun implements Tunnel, Expiring {
         deadlines,
         handlers: {
           request: onRequest,
-          connect: (_head, _rest) => {
+          connect: () => {
             this.#requests++;
             void ExchangeRun.malformed(
               pipeline,

@@ -1,7 +1,8 @@
 import { connect, constants } from 'node:http2';
 import type { ClientHttp2Session, ClientHttp2Stream, IncomingHttpHeaders, OutgoingHttpHeaders } from 'node:http2';
 import type { Socket } from 'node:net';
-import { LimitError, ProtocolError, ProxyError, UpstreamError } from '../core/errors.ts';
+import type { ProxyError } from '../core/errors.ts';
+import { LimitError, ProtocolError, UpstreamError } from '../core/errors.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Limits } from '../core/settings.ts';
 import type {
