@@ -114,9 +114,12 @@ export function parseQuantity(value: unknown, text: string, unit: LimitKey['unit
     if (!Object.hasOwn(UNITS[unit], word)) return null;
     factor = UNITS[unit][word] ?? 1;
   }
-  // Sums of decimal fractions are off by a hair (`0.001s`); whole results only.
-  const number = Math.round(Number(digits) * factor * 1000) / 1000;
-  return Number.isSafeInteger(number) ? number : null;
+  // In whole numbers, for decimal fractions are off by a hair in binary: `0.001s` is 1 ms, `1.0001ms` is nothing.
+  const [whole = '', fraction = ''] = digits.split('.');
+  const scaled = BigInt(whole + fraction) * BigInt(factor);
+  const scale = 10n ** BigInt(fraction.length);
+  const number = Number(scaled / scale);
+  return scaled % scale === 0n && Number.isSafeInteger(number) ? number : null;
 }
 
 const ADDRESS_HELP = 'write host:port, for example 127.0.0.1:8080 or [::1]:8080';
