@@ -86,9 +86,9 @@ class Mistake extends Error {
   readonly offset: number;
   readonly hint: string | null;
 
-  constructor(node: ASTNode, text: string, hint: string | null = null) {
+  constructor(at: ASTNode | number, text: string, hint: string | null = null) {
     super(text);
-    this.offset = node.start;
+    this.offset = typeof at === 'number' ? at : at.start;
     this.hint = hint;
   }
 }
@@ -192,7 +192,7 @@ class Survey {
         for (const argument of node.args[1]) this.visit(argument, isInMacro);
         return;
       case 'rcall':
-        this.#method(node, node.args[0], node.args[1], node.args[2], isInMacro);
+        this.#method(node.args[0], node.args[1], node.args[2], isInMacro);
         return;
       case '.':
       case '.?':
@@ -216,14 +216,16 @@ class Survey {
     }
   }
 
-  #method(node: ASTNode, name: string, receiver: ASTNode, parts: readonly ASTNode[], isInMacro: boolean): void {
+  #method(name: string, receiver: ASTNode, parts: readonly ASTNode[], isInMacro: boolean): void {
+    // The node of a call starts where its receiver does.
+    const place = Math.max(receiver.start, this.#text.indexOf(name, receiver.end));
     const isMacro = MACROS.has(name);
     if (!isMacro && !METHODS.has(name)) {
-      throw new Mistake(node, `.${name}() is not available in rules`, didYouMean(name, [...METHODS, ...MACROS]));
+      throw new Mistake(place, `.${name}() is not available in rules`, didYouMean(name, [...METHODS, ...MACROS]));
     }
     if (isMacro && isInMacro)
       throw new Mistake(
-        node,
+        place,
         `.${name}() inside another ${[...MACROS].join(', ')}`,
         'nested loops are refused; write two rules',
       );
@@ -247,7 +249,7 @@ class Survey {
       )
     ) {
       throw new Mistake(
-        node,
+        place,
         `split needs a limit from 1 to ${EXPRESSION_LIMITS.splitParts} as its second argument`,
         'for example path.split("/", 10)',
       );

@@ -71,8 +71,8 @@ export class FactsView {
     return this.#request?.query;
   }
 
-  get headers(): Readonly<Record<string, string>> | undefined {
-    return this.#request?.headers;
+  get headers(): StringMap | undefined {
+    return this.#request === null ? undefined : mapOf(this.#request.headers);
   }
 
   get http_version(): string | undefined {
@@ -94,16 +94,23 @@ export function methodOf(facts: RequestFacts): string {
   return facts.layer === 'websocket' ? 'GET' : facts.method;
 }
 
+type StringMap = Readonly<Record<string, string>> | ReadonlyMap<string, string>;
+
+/** The library tells maps by their `constructor`, which is a fine name for a header: then a real Map has to stand in. */
+function mapOf(record: Readonly<Record<string, string>>): StringMap {
+  return Object.hasOwn(record, 'constructor') ? new Map(Object.entries(record)) : record;
+}
+
 export class AgentView {
   readonly id: string;
   readonly name: string;
-  readonly labels: Readonly<Record<string, string>>;
+  readonly labels: StringMap;
   readonly identified_by: string;
 
   constructor(agent: Agent) {
     this.id = agent.id;
     this.name = agent.name;
-    this.labels = agent.labels;
+    this.labels = mapOf(agent.labels);
     this.identified_by = agent.identifiedBy;
   }
 }

@@ -214,8 +214,10 @@ export class YamlSource {
       return { offset, node: null };
     }
     const target = this.#anchored(node.source, offset);
-    // Missing anchors are reported by the parser.
-    if (target === null) return { offset, node: null };
+    if (target === null) {
+      this.problem(offset, `the alias *${node.source} stands for nothing that comes before it`);
+      return { offset, node: null };
+    }
     this.#aliasedValues += isSeq(target) || isMap(target) ? target.items.length : 1;
     if (this.#aliasedValues > MAX_ALIASED_VALUES) {
       this.problem(offset, `aliases in this file stand for more than ${MAX_ALIASED_VALUES} values`);
