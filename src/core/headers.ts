@@ -86,5 +86,23 @@ export function endToEndHeaders(headers: RawHeaders, extra?: ReadonlySet<string>
   return kept;
 }
 
+/**
+ * HTTP/2 may send a cookie in pieces; HTTP/1 wants one line (RFC 9113 section 8.2.3). The one line stands where the first piece was.
+ */
+export function joinCookies(headers: RawHeaders): string[] {
+  const joined: string[] = [];
+  let at = -1;
+  for (let i = 0; i + 1 < headers.length; i += 2) {
+    const name = headers[i] ?? '';
+    const value = headers[i + 1] ?? '';
+    if (name.length !== 6 || name.toLowerCase() !== 'cookie') joined.push(name, value);
+    else if (at < 0) {
+      at = joined.length + 1;
+      joined.push(name, value);
+    } else joined[at] = `${joined[at] ?? ''}; ${value}`;
+  }
+  return joined;
+}
+
 /** Naming these in `Connection` is an attack on the next hop, not a request to strip them. */
 const PROTECTED: ReadonlySet<string> = new Set(['host', 'content-length', 'content-type', 'authorization', 'cookie']);

@@ -2,7 +2,7 @@ import { ProtocolError, ProxyError, UpstreamError, causeOf, codeFacts } from '..
 import type { Code } from '../core/errors.ts';
 import type { AuditEvent, Outcome, OutcomeKind, Recognition, Timings } from '../core/exchange.ts';
 import type { Policy } from '../core/facts.ts';
-import { endToEndHeaders, headerValue, listTokens } from '../core/headers.ts';
+import { endToEndHeaders, headerValue, joinCookies, listTokens } from '../core/headers.ts';
 import type {
   BodySink,
   BodySource,
@@ -246,6 +246,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     try {
       const isUpgrade = request.upgrade !== null;
       let headers = endToEndHeaders(request.headers);
+      if (request.httpVersion === '2' && lease.facts.alpn === 'http/1.1') headers = joinCookies(headers);
       if (isUpgrade) {
         const handshake = upstreamHandshake(request, headers);
         headers = handshake.headers;

@@ -73,11 +73,14 @@ const HEAD_END = Buffer.from('\r\n\r\n');
 export class HeadCollector {
   readonly #limit: number;
   readonly #tooLarge: Code;
+  readonly #malformed: Code;
   #held: Buffer | null = null;
 
-  constructor(limit: number, tooLarge: Code = 'header_too_large') {
+  /** @param malformed what a line that ends with LF alone is called */
+  constructor(limit: number, tooLarge: Code = 'header_too_large', malformed: Code = 'bad_header') {
     this.#limit = limit;
     this.#tooLarge = tooLarge;
+    this.#malformed = malformed;
   }
 
   /** True when some bytes of a head have arrived. */
@@ -104,7 +107,7 @@ export class HeadCollector {
     }
     // A client that ends its lines with LF alone would otherwise wait for its answer until the deadline.
     for (let at = bytes.indexOf(LF, from === 0 ? 0 : from); at >= 0; at = bytes.indexOf(LF, at + 1)) {
-      if (at === 0 || bytes[at - 1] !== CR) throw new ProtocolError('bad_header', 'A line ends with LF alone.');
+      if (at === 0 || bytes[at - 1] !== CR) throw new ProtocolError(this.#malformed, 'A line ends with LF alone.');
     }
     if (bytes.length > this.#limit) throw new LimitError(this.#tooLarge);
     if (bytes.length > 0) this.#held = bytes;
@@ -495,6 +498,7 @@ export class BodyDecoder {
     this.#trailer ??= new HeadCollector(
       this.#limits.headerBytes,
       this.#code === 'bad_chunk' ? 'header_too_large' : 'upstream_header_too_large',
+      this.#code === 'bad_chunk' ? 'bad_header' : this.#code,
     );
     const rest = at === 0 ? bytes : bytes.subarray(at);
     const result = this.#trailer.push(isFirst ? Buffer.concat([CRLF, rest]) : rest);

@@ -64,7 +64,7 @@ export class H1Upstream implements Expiring, BodyEvents {
     this.#limits = limits;
     this.#deadlines = deadlines;
     this.#owner = owner;
-    this.#collector = new HeadCollector(limits.headerBytes, 'upstream_header_too_large');
+    this.#collector = newCollector(limits);
     this.#idleMs = limits.upstreamIdleMs;
     this.deadlineMs = deadlines.now + limits.upstreamIdleMs;
     deadlines.add(this);
@@ -285,11 +285,11 @@ export class H1Upstream implements Expiring, BodyEvents {
     if (head.status < 200) {
       if (++this.#informational > MAX_INFORMATIONAL)
         throw new ProtocolError('upstream_protocol', 'Too many interim answers.');
-      this.#collector = new HeadCollector(this.#limits.headerBytes, 'upstream_header_too_large');
+      this.#collector = newCollector(this.#limits);
       handler?.informational(out);
       return false;
     }
-    this.#collector = new HeadCollector(this.#limits.headerBytes, 'upstream_header_too_large');
+    this.#collector = newCollector(this.#limits);
     this.#keepAlive = head.keepAlive;
     this.#idleMs = Math.min(this.#limits.upstreamIdleMs, announcedIdleMs(head.headers));
     const { framing } = head;
@@ -449,6 +449,10 @@ function announcedIdleMs(headers: RawHeaders): number {
   const value = headerValue(headers, 'keep-alive');
   const match = value === undefined ? null : /(?:^|[,\s])timeout=(\d{1,6})/i.exec(value);
   return match === null ? Infinity : Math.max(500, Number(match[1]) * 1000 - 1000);
+}
+
+function newCollector(limits: Limits): HeadCollector {
+  return new HeadCollector(limits.headerBytes, 'upstream_header_too_large', 'upstream_protocol');
 }
 
 const EMPTY_BODY: BodySource = {
