@@ -16,20 +16,19 @@ function lines(
   return { log, text: () => text };
 }
 
-function json(text: string): unknown {
-  return JSON.parse(text);
+function json(text: string): Record<string, unknown> {
+  const value: unknown = JSON.parse(text);
+  return typeof value === 'object' && value !== null ? { ...value } : {};
 }
 
 describe('the operational log', () => {
   it('is JSON with level, time and text, and without process facts', () => {
     const { log, text } = lines('json');
     log.warn({ agent: 'a' }, 'slow');
-    expect(json(text())).toEqual({
-      level: 'warn',
-      time: expect.stringMatching(/^\d{4}-.*Z$/),
-      agent: 'a',
-      msg: 'slow',
-    });
+    const line = json(text());
+    expect(Object.keys(line)).toEqual(['level', 'time', 'agent', 'msg']);
+    expect(line).toMatchObject({ level: 'warn', agent: 'a', msg: 'slow' });
+    expect(line['time']).toMatch(/^\d{4}-.*Z$/);
   });
 
   it('is pretty in a terminal and JSON otherwise, unless told', () => {
