@@ -115,7 +115,8 @@ function route(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, record: 
     case '/reset':
       stream.respond({ ':status': 200 });
       stream.write('partial');
-      setImmediate(() => stream.close(constants.NGHTTP2_INTERNAL_ERROR));
+      // `close(code)` would end the body cleanly first; destroying sends RST_STREAM alone.
+      setTimeout(() => stream.destroy(new Error('on purpose')), 20);
       return;
     case '/refused':
       stream.close(constants.NGHTTP2_REFUSED_STREAM);

@@ -264,8 +264,9 @@ function route(request: IncomingMessage, response: ServerResponse, record: Origi
       response.end('no');
       return;
     case '/early-answer':
-      // Answers at the first byte of the body, and reads on slowly or not at all.
-      response.writeHead(413, { 'Content-Length': '9', Connection: 'close' });
+      // Answers before the body has come, and reads the rest without looking at it.
+      response.writeHead(413, { 'Content-Length': '9' });
+      request.resume();
       response.end('too large');
       return;
     default:

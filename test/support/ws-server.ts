@@ -12,6 +12,8 @@ export interface WsOrigin {
   readonly port: number;
   readonly plainPort: number;
   readonly upgrades: readonly IncomingMessage[];
+  /** Requests without an upgrade; answered with 200. */
+  readonly requests: readonly IncomingMessage[];
   /** Open sockets and the ones that were. */
   readonly sockets: readonly WebSocket[];
   readonly messages: readonly { readonly text: string; readonly isBinary: boolean }[];
@@ -28,6 +30,7 @@ export interface WsOrigin {
 export async function startWsOrigin(): Promise<WsOrigin> {
   const ca = await testCa();
   const upgrades: IncomingMessage[] = [];
+  const requests: IncomingMessage[] = [];
   const sockets: WebSocket[] = [];
   const messages: { text: string; isBinary: boolean }[] = [];
   const closes: { code: number; reason: string }[] = [];
@@ -38,7 +41,10 @@ export async function startWsOrigin(): Promise<WsOrigin> {
     perMessageDeflate: { threshold: 0 },
     handleProtocols: (protocols) => [...protocols].at(-1) ?? false,
   });
-  const http = createHttpServer();
+  const http = createHttpServer((request, response) => {
+    requests.push(request);
+    response.end('plain');
+  });
   http.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
     upgrades.push(request);
     socket.on('error', () => undefined);
@@ -102,6 +108,7 @@ export async function startWsOrigin(): Promise<WsOrigin> {
     port,
     plainPort,
     upgrades,
+    requests,
     sockets,
     messages,
     closes,
