@@ -125,8 +125,22 @@ function regexOf(pattern: string): Regex {
   return compiled.value;
 }
 
-/** Parses, checks types and bounds, and compiles. */
+/** Checked conditions by their text: generated rules repeat them, and a reload brings nearly all of them back. */
+const expressions = new Map<string, ExpressionResult>();
+const MAX_EXPRESSIONS = 2000;
+
+/** Parses, checks types and bounds, and compiles. The same text gives the same expression. */
 export function compileExpression(text: string): ExpressionResult {
+  const known = expressions.get(text);
+  if (known !== undefined) return known;
+  const compiled = compileAnew(text);
+  if (expressions.size >= MAX_EXPRESSIONS) expressions.clear();
+  // Long texts that are refused are not worth keeping.
+  if (compiled.ok) expressions.set(text, compiled);
+  return compiled;
+}
+
+function compileAnew(text: string): ExpressionResult {
   if (text.length > EXPRESSION_LIMITS.length)
     return fail(0, `the condition is longer than ${EXPRESSION_LIMITS.length} characters`);
   if (text.trim() === '') return fail(0, 'the condition is empty');
