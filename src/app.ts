@@ -221,6 +221,8 @@ export async function startApp(options: AppOptions): Promise<App> {
     [...settings.rules, ...(settings.agents === null ? [] : [settings.agents])],
     () => void reload(),
   );
+  // What changed between the first reading and the first look of the watch.
+  await reload();
 
   let closing: Promise<void> | null = null;
   const close = (): Promise<void> =>

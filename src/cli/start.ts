@@ -2,57 +2,15 @@ import type { Command } from 'commander';
 import pc from 'picocolors';
 import { startApp } from '../app.ts';
 import type { App } from '../app.ts';
-import { loadSettings } from '../config/load.ts';
 import { causeOf } from '../core/errors.ts';
 import type { Log } from '../core/ports.ts';
 import type { Settings } from '../core/settings.ts';
 import { createLog } from '../log.ts';
+import { settingsFromFlags, withSettingsOptions } from './settings-options.ts';
+import type { SettingsFlags } from './settings-options.ts';
 
-interface StartFlags {
-  readonly config?: string;
-  readonly listen?: string;
-  readonly admin?: string;
-  readonly rules?: string;
-  readonly certs?: string;
-  readonly audit?: string;
-  readonly set: readonly string[];
+interface StartFlags extends SettingsFlags {
   readonly quiet?: boolean;
-}
-
-/** Options that every command which reads the settings shares. */
-export function withSettingsOptions(command: Command): Command {
-  return command
-    .option('-c, --config <file>', 'settings file (default: subfloor.yaml in this folder, if it is there)')
-    .option('--listen <address>', 'proxy address, host:port')
-    .option('--admin <address>', 'admin address, host:port')
-    .option('--rules <folder>', 'folder with rule files')
-    .option('--certs <folder>', 'folder with ca.pem and ca.key')
-    .option('--audit <file>', 'audit file; - for standard output')
-    .option('--set <key=value>', 'any other setting, e.g. limits.idle_ms=60s; may be repeated', collect, []);
-}
-
-function collect(value: string, before: readonly string[]): readonly string[] {
-  return [...before, value];
-}
-
-/** Settings from file, environment and the flags above. @throws ConfigError */
-export function settingsFromFlags(flags: StartFlags): ReturnType<typeof loadSettings> {
-  const values: Record<string, string> = {};
-  for (const pair of flags.set) {
-    const at = pair.indexOf('=');
-    values[at < 0 ? pair : pair.slice(0, at)] = at < 0 ? '' : pair.slice(at + 1);
-  }
-  if (flags.listen !== undefined) values['listen.proxy'] = flags.listen;
-  if (flags.admin !== undefined) values['listen.admin'] = flags.admin;
-  if (flags.rules !== undefined) values['rules'] = flags.rules;
-  if (flags.certs !== undefined) values['certs'] = flags.certs;
-  if (flags.audit !== undefined) values['audit.file'] = flags.audit;
-  return loadSettings({
-    cwd: process.cwd(),
-    env: process.env,
-    flags: values,
-    ...(flags.config === undefined ? {} : { file: flags.config }),
-  });
 }
 
 export function addStartCommand(program: Command): void {
@@ -147,7 +105,7 @@ function banner(app: App, settings: Settings): string {
     '',
     `  ${pc.dim('Point an agent at it:')}`,
     `    export HTTPS_PROXY=${url} HTTP_PROXY=${url}`,
-    `    export NODE_EXTRA_CA_CERTS=${app.caFile} CURL_CA_BUNDLE=${app.caFile}`,
+    `    export NODE_EXTRA_CA_CERTS=${app.caFile}`,
     `  ${pc.dim('All variables for all clients:')} eval "$(npx subfloor env)"`,
     '',
   ];

@@ -125,4 +125,6 @@ export interface UpstreamStream {
   abort(): void;
   /** True when the connection had served other requests before: a failure before the first response byte may be a stale connection. */
   readonly reused: boolean;
+  /** True when bytes of the answer have arrived: sending the request again could do it twice. */
+  sawBytes(): boolean;
 }

@@ -19,7 +19,7 @@ import { formatAuthority } from '../core/url.ts';
 import { isGrpc, parseGrpcPath } from '../protocols/grpc.ts';
 import type { PipelineContext } from './context.ts';
 import { HttpFacts } from './facts.ts';
-import { Judge, isRefusal } from './judge.ts';
+import { isRefusal } from './judge.ts';
 import type { OpenExchange } from './open-exchanges.ts';
 import { HeldBody, LazySink, Pump } from './pump.ts';
 import { grpcAnswer, httpAnswer, refusalOf, refusalOfVerdict } from './respond.ts';
@@ -58,7 +58,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   #body: BodySource;
   #messagesOut = 0;
   #target: Target | null = null;
-  #judgeOf: Judge | null = null;
+  #facts: HttpFacts | null = null;
   #recognition: Recognition | null = null;
   #verdict: Verdict | null = null;
   #lease: Lease | null = null;
@@ -118,8 +118,8 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   }
 
   rejudge(policy: Policy): void {
-    if (this.#judgeOf === null || this.#isConcluded || this.#verdict === null) return;
-    const verdict = this.#judgeOf.request(policy);
+    if (this.#facts === null || this.#isConcluded || this.#verdict === null) return;
+    const verdict = policy.request(this.#facts);
     this.#policy = policy;
     if (!isRefusal(verdict)) return;
     this.#cutByPolicy({ ...verdict, reason: 'policy_changed' });
@@ -135,7 +135,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     this.#target = target;
     if (this.#expected === null) {
       // Without a tunnel nobody has asked the gate about the host yet.
-      const gate = this.#policy.gate({ agent: this.#tunnel.agent, ...target.destination });
+      const gate = this.#policy.gate({ agent: this.#tunnel.agent, ...target.destination, timeMs: this.#startedAtWall });
       if (isRefusal(gate.verdict)) {
         this.#recognition = {
           protocol: 'http',
@@ -157,9 +157,8 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     if (request.upgrade !== null && layer !== 'websocket') throw new ProtocolError('upgrade_not_supported');
 
     const facts = new HttpFacts(this.#tunnel.agent, target, request, layer, grpc, this.#startedAtWall);
-    const judge = new Judge(facts);
-    this.#judgeOf = judge;
-    const verdict = judge.request(this.#policy);
+    this.#facts = facts;
+    const verdict = this.#policy.request(facts);
     this.#timings.inspect = this.#context.now() - this.#startedAt;
     this.#verdict = verdict;
     if (isRefusal(verdict)) {
@@ -171,7 +170,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       return;
     }
     if (layer === 'http' && this.#body.length !== 0) {
-      const stage = requestStage(this.#policy, judge, request, this.#context.limits);
+      const stage = requestStage(this.#policy, facts, request, this.#context.limits);
       if (stage !== null) {
         this.#readWhole(stage);
         return;
@@ -277,9 +276,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       return;
     }
     const stage =
-      this.#judgeOf === null || isHeld
-        ? null
-        : requestStage(this.#policy, this.#judgeOf, request, this.#context.limits);
+      this.#facts === null || isHeld ? null : requestStage(this.#policy, this.#facts, request, this.#context.limits);
     this.#outbound = new Pump(body, this.#upstream.body, stage, {
       ended: () => {
         this.#isRequestSent = true;
@@ -307,7 +304,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     const out: ResponseHead = { ...head, headers: endToEndHeaders(head.headers, DROPPED_RESPONSE_HEADERS) };
     let stage;
     try {
-      stage = this.#judgeOf === null ? null : responseStage(this.#policy, this.#judgeOf, out, this.#context.limits);
+      stage = this.#facts === null ? null : responseStage(this.#policy, this.#facts, out, this.#context.limits);
     } catch (error) {
       body.cancel();
       this.#fail(error);
@@ -328,7 +325,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   }
 
   upgraded(head: ResponseHead, duplex: RawDuplex): void {
-    if (this.#isConcluded || this.#judgeOf === null) {
+    if (this.#isConcluded || this.#facts === null) {
       duplex.sink.abort(new ProxyError('client_aborted'));
       return;
     }
@@ -337,7 +334,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       const headers = endToEndHeaders(head.headers, DROPPED_RESPONSE_HEADERS);
       this.#bridge = new WebSocketBridge({
         policy: () => this.#policy,
-        judge: this.#judgeOf,
+        facts: this.#facts,
         limits: this.#context.limits,
         request: this.#client.request,
         response: { ...head, headers },
@@ -378,6 +375,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     if (error instanceof UpstreamError && error.isRetrySafe) return isUntouched;
     return (
       this.#upstream.reused &&
+      !this.#upstream.sawBytes() &&
       isUntouched &&
       error.code === 'upstream_reset' &&
       IDEMPOTENT.has(this.#client.request.method)

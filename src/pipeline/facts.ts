@@ -18,7 +18,6 @@ export class HttpFacts implements RequestFacts {
   readonly grpc: { readonly service: string; readonly method: string } | null;
   readonly timeMs: number;
   readonly #head: RequestHead;
-  readonly #target: Target;
   #headers: Readonly<Record<string, string>> | null = null;
 
   constructor(
@@ -28,7 +27,6 @@ export class HttpFacts implements RequestFacts {
     layer: Layer,
     grpc: { service: string; method: string } | null,
     timeMs: number,
-    path: string = target.path,
   ) {
     this.agent = agent;
     this.host = target.destination.host;
@@ -36,18 +34,12 @@ export class HttpFacts implements RequestFacts {
     this.layer = layer;
     this.scheme = target.scheme;
     this.method = head.method;
-    this.path = path;
+    this.path = target.path;
     this.query = target.query;
     this.httpVersion = head.httpVersion;
     this.grpc = grpc;
     this.timeMs = timeMs;
     this.#head = head;
-    this.#target = target;
-  }
-
-  /** The same request with another reading of its path. */
-  withPath(path: string): HttpFacts {
-    return new HttpFacts(this.agent, this.#target, this.#head, this.layer, this.grpc, this.timeMs, path);
   }
 
   get headers(): Readonly<Record<string, string>> {

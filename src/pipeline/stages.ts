@@ -1,5 +1,5 @@
 import { ProxyError } from '../core/errors.ts';
-import type { Policy } from '../core/facts.ts';
+import type { Policy, RequestFacts } from '../core/facts.ts';
 import { headerValue } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Direction, Message, MessageCodec } from '../core/message.ts';
@@ -10,7 +10,6 @@ import { GrpcCodec, isGrpc } from '../protocols/grpc.ts';
 import { SseCodec } from '../protocols/sse.ts';
 import { WholeBodyCodec } from '../protocols/whole-body.ts';
 import { isRefusal } from './judge.ts';
-import type { Judge } from './judge.ts';
 import type { Stage } from './pump.ts';
 
 /** Cuts a body into messages and asks the policy about each before its bytes go on. */
@@ -20,12 +19,12 @@ export class MessageStage implements Stage {
   readonly holdsAll: boolean;
   readonly #codec: MessageCodec;
   readonly #policy: Policy;
-  readonly #judge: Judge;
+  readonly #facts: RequestFacts;
 
-  constructor(codec: MessageCodec, policy: Policy, judge: Judge) {
+  constructor(codec: MessageCodec, policy: Policy, facts: RequestFacts) {
     this.#codec = codec;
     this.#policy = policy;
-    this.#judge = judge;
+    this.#facts = facts;
     this.holdsAll = codec instanceof WholeBodyCodec;
   }
 
@@ -40,7 +39,7 @@ export class MessageStage implements Stage {
   #each(messages: readonly Message[], out: (bytes: Buffer) => void): Verdict | null {
     for (const message of messages) {
       this.messages++;
-      const verdict = this.#judge.message(this.#policy, message);
+      const verdict = this.#policy.message(this.#facts, message);
       if (isRefusal(verdict)) return verdict;
       for (const bytes of message.bytes) out(bytes);
     }
@@ -49,28 +48,38 @@ export class MessageStage implements Stage {
 }
 
 /** Stage for the request body, or null when nothing looks into it. @throws ProxyError when a rule must see a body that we cannot read */
-export function requestStage(policy: Policy, judge: Judge, head: RequestHead, limits: Limits): MessageStage | null {
-  return stage(policy, judge, head.headers, 'request', limits);
+export function requestStage(
+  policy: Policy,
+  facts: RequestFacts,
+  head: RequestHead,
+  limits: Limits,
+): MessageStage | null {
+  return stage(policy, facts, head.headers, 'request', limits);
 }
 
 /** Stage for the response body, or null. @throws ProxyError as above */
-export function responseStage(policy: Policy, judge: Judge, head: ResponseHead, limits: Limits): MessageStage | null {
-  return stage(policy, judge, head.headers, 'response', limits);
+export function responseStage(
+  policy: Policy,
+  facts: RequestFacts,
+  head: ResponseHead,
+  limits: Limits,
+): MessageStage | null {
+  return stage(policy, facts, head.headers, 'response', limits);
 }
 
 function stage(
   policy: Policy,
-  judge: Judge,
+  facts: RequestFacts,
   headers: RawHeaders,
   direction: Direction,
   limits: Limits,
 ): MessageStage | null {
   const contentType = headerValue(headers, 'content-type');
   // gRPC is recognized traffic: what does not parse does not pass, whether or not a rule looks at it. A gRPC answer may be plain HTTP (a proxy error page).
-  if (judge.facts.layer === 'grpc' && (direction === 'request' || isGrpc(contentType))) {
-    return new MessageStage(new GrpcCodec({ direction, maxMessageBytes: limits.messageBytes }), policy, judge);
+  if (facts.layer === 'grpc' && (direction === 'request' || isGrpc(contentType))) {
+    return new MessageStage(new GrpcCodec({ direction, maxMessageBytes: limits.messageBytes }), policy, facts);
   }
-  if (!judge.needsMessages(policy)) return null;
+  if (!policy.needsMessages(facts)) return null;
   const encoding = headerValue(headers, 'content-encoding');
   if (encoding !== undefined && encoding.trim().toLowerCase() !== 'identity') {
     throw new ProxyError(
@@ -82,5 +91,5 @@ function stage(
   const codec = isEvents
     ? new SseCodec(direction, limits.messageBytes)
     : new WholeBodyCodec(direction, limits.messageBytes);
-  return new MessageStage(codec, policy, judge);
+  return new MessageStage(codec, policy, facts);
 }

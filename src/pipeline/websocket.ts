@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import type { ProxyError } from '../core/errors.ts';
 import { ProtocolError, UpstreamError } from '../core/errors.ts';
-import type { Policy } from '../core/facts.ts';
+import type { Policy, RequestFacts } from '../core/facts.ts';
 import { headerValue, headerValues, withoutHeaders } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Direction } from '../core/message.ts';
@@ -11,7 +11,6 @@ import type { Verdict } from '../core/verdict.ts';
 import { WebSocketReader, acceptOf, encodeClose, isKey } from '../protocols/websocket-message.ts';
 import type { WsEvent } from '../protocols/websocket-message.ts';
 import { isRefusal } from './judge.ts';
-import type { Judge } from './judge.ts';
 import { Pump } from './pump.ts';
 import type { Stage } from './pump.ts';
 import { refusalOf, refusalOfVerdict, webSocketClose } from './respond.ts';
@@ -48,7 +47,7 @@ export function upstreamHandshake(request: RequestHead, headers: RawHeaders): { 
 export interface WebSocketBridgeOptions {
   /** The policy in force now; read for each message. */
   policy(): Policy;
-  readonly judge: Judge;
+  readonly facts: RequestFacts;
   readonly limits: Limits;
   readonly request: RequestHead;
   /** The server's 101, end-to-end headers only. */
@@ -141,14 +140,14 @@ export class WebSocketBridge {
   }
 
   #side(direction: Direction, from: RawDuplex, to: BodySink): Side {
-    const { limits, judge } = this.#options;
+    const { limits, facts } = this.#options;
     const policy = this.#options.policy();
     const stage = new WebSocketStage(
       direction,
-      judge,
+      facts,
       () => this.#options.policy(),
       limits.websocketMessageBytes,
-      judge.needsMessages(policy),
+      policy.needsMessages(facts),
     );
     const pump = new Pump(from.source, to, stage, {
       ended: () => {
@@ -177,13 +176,19 @@ class WebSocketStage implements Stage {
   /** Bytes of an unfinished message or frame have been passed on. */
   isMidFrame = false;
   readonly #direction: Direction;
-  readonly #rules: Judge;
+  readonly #facts: RequestFacts;
   readonly #policy: () => Policy;
   readonly #reader: WebSocketReader;
 
-  constructor(direction: Direction, judge: Judge, policy: () => Policy, maxMessageBytes: number, inspect: boolean) {
+  constructor(
+    direction: Direction,
+    facts: RequestFacts,
+    policy: () => Policy,
+    maxMessageBytes: number,
+    inspect: boolean,
+  ) {
     this.#direction = direction;
-    this.#rules = judge;
+    this.#facts = facts;
     this.#policy = policy;
     this.#reader = new WebSocketReader({
       role: direction === 'request' ? 'client' : 'server',
@@ -216,7 +221,7 @@ class WebSocketStage implements Stage {
     }
     if (event.kind !== 'message') return null;
     this.messages++;
-    const verdict = this.#rules.message(this.#policy(), {
+    const verdict = this.#policy().message(this.#facts, {
       direction: this.#direction,
       framing: event.isText ? 'websocket_text' : 'websocket_binary',
       size: event.size,

@@ -59,6 +59,7 @@ export class H1Connection implements Expiring, BodyEvents {
   #held: Buffer[] = [];
   #heldBytes = 0;
   #isPaused = false;
+  #isReaderSlow = false;
   #isProcessing = false;
   #requestDone = false;
   #responseDone = false;
@@ -148,15 +149,23 @@ export class H1Connection implements Expiring, BodyEvents {
   }
 
   pauseReading(): void {
-    if (this.#isPaused) return;
-    this.#isPaused = true;
-    this.socket.pause();
+    this.#isReaderSlow = true;
+    this.#updatePause();
   }
 
   resumeReading(): void {
+    this.#isReaderSlow = false;
     this.#processHeld();
-    if (this.#heldBytes === 0 && this.#isPaused) {
-      this.#isPaused = false;
+    this.#updatePause();
+  }
+
+  /** Two things stop us from reading: a reader that is slower than the agent, and bytes held because there is no reader. Neither lifts the other. */
+  #updatePause(): void {
+    const mustPause = this.#isReaderSlow || this.#heldBytes >= HOLD_BYTES;
+    if (mustPause === this.#isPaused || this.#state === 'closed') return;
+    this.#isPaused = mustPause;
+    if (mustPause) this.socket.pause();
+    else {
       this.socket.resume();
       this.#touch();
     }
@@ -300,7 +309,7 @@ export class H1Connection implements Expiring, BodyEvents {
     if (chunk.length === 0) return;
     this.#held.push(chunk);
     this.#heldBytes += chunk.length;
-    if (this.#heldBytes >= HOLD_BYTES) this.pauseReading();
+    this.#updatePause();
   }
 
   #processHeld(): void {
@@ -311,6 +320,7 @@ export class H1Connection implements Expiring, BodyEvents {
       this.#heldBytes = 0;
       if (bytes !== undefined) this.#process(bytes);
     }
+    this.#updatePause();
     if (this.#heldBytes === 0 && this.#clientEnded) {
       if (this.#state === 'body' && !this.#responseDone && this.#stream?.hasReader === true) this.#truncated();
       else if (this.#state === 'raw') this.#raw?.end([]);
@@ -343,6 +353,7 @@ export class H1Connection implements Expiring, BodyEvents {
     }
     this.#isProcessing = false;
     if (bytes.length > 0 && this.#state !== 'closed' && this.#state !== 'closing') this.#hold(bytes);
+    else this.#updatePause();
   }
 
   #step(bytes: Buffer): Buffer {
@@ -407,14 +418,11 @@ export class H1Connection implements Expiring, BodyEvents {
     this.#stream = null;
     this.#decoder = null;
     this.#state = 'head';
+    this.#isReaderSlow = false;
     this.deadlineMs = this.#options.deadlines.now + this.#options.limits.keepAliveMs;
     if (this.#isProcessing) return;
     this.#processHeld();
     if (this.#isAt('head') && this.#clientEnded) this.#finish();
-    else if (this.#heldBytes === 0 && this.#isPaused) {
-      this.#isPaused = false;
-      this.socket.resume();
-    }
   }
 
   /** Answers what is out, then closes: our FIN first, and what still comes is dropped until the peer closes or the deadline passes. */
@@ -425,9 +433,8 @@ export class H1Connection implements Expiring, BodyEvents {
     this.#state = 'closing';
     this.deadlineMs = this.#options.deadlines.now + this.#options.limits.slowWriteMs;
     this.socket.end();
-    if (this.#clientEnded) return;
-    this.#isPaused = false;
-    this.socket.resume();
+    this.#isReaderSlow = false;
+    this.#updatePause();
   }
 
   /** Malformed bytes: in a body they end the running exchange, in a head they are answered here. */

@@ -122,7 +122,7 @@ export class TunnelRun implements Tunnel, Expiring {
     tunnels.add(this);
     const policy = pipeline.policy();
     const { host, port } = this.destination;
-    const gate = policy.gate({ agent: this.agent, host, port });
+    const gate = policy.gate({ agent: this.agent, host, port, timeMs: this.openedAtMs });
     this.#verdict = gate.verdict;
     if (isRefusal(gate.verdict)) {
       this.#refuseVerdict(gate.verdict);
@@ -145,7 +145,7 @@ export class TunnelRun implements Tunnel, Expiring {
   rejudge(policy: Policy): void {
     if (this.#isConcluded || this.#verdict === null) return;
     const { host, port } = this.destination;
-    const facts = { agent: this.agent, host, port };
+    const facts = { agent: this.agent, host, port, timeMs: this.#context.pipeline.wallClock() };
     const gate = policy.gate(facts);
     let verdict = gate.verdict;
     if (!isRefusal(verdict) && this.mode === 'raw') verdict = policy.raw(facts);
@@ -187,7 +187,11 @@ export class TunnelRun implements Tunnel, Expiring {
 
   #rawIsAllowed(): boolean {
     const { host, port } = this.destination;
-    return !isRefusal(this.#context.pipeline.policy().raw({ agent: this.agent, host, port }));
+    return !isRefusal(
+      this.#context.pipeline
+        .policy()
+        .raw({ agent: this.agent, host, port, timeMs: this.#context.pipeline.wallClock() }),
+    );
   }
 
   #establish(): void {
@@ -433,7 +437,7 @@ export class TunnelRun implements Tunnel, Expiring {
     const { host, port } = this.destination;
     const held = this.#takeHeld();
     const policy = this.#context.pipeline.policy();
-    const verdict = policy.raw({ agent: this.agent, host, port });
+    const verdict = policy.raw({ agent: this.agent, host, port, timeMs: this.#context.pipeline.wallClock() });
     this.#verdict = verdict;
     this.#policyRevision = policy.revision;
     this.mode = 'raw';

@@ -123,6 +123,7 @@ export class H1Upstream implements Expiring, BodyEvents {
     return {
       body: writer,
       reused,
+      sawBytes: () => this.#sawBytes,
       abort: () => {
         if (turn !== this.#served || this.#state === 'idle' || this.#state === 'closed') return;
         this.#handler = null;
@@ -130,11 +131,6 @@ export class H1Upstream implements Expiring, BodyEvents {
         this.destroy();
       },
     };
-  }
-
-  /** True when bytes of the current answer have arrived: a retry could repeat what was already done. */
-  get sawBytes(): boolean {
-    return this.#sawBytes;
   }
 
   destroy(): void {

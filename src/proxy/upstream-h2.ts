@@ -210,6 +210,10 @@ class H2Stream implements UpstreamStream, BodySink, BodySource, Expiring {
     if (!this.#stream.writableEnded && !this.#stream.destroyed) this.#stream.end();
   }
 
+  sawBytes(): boolean {
+    return this.#hasResponse;
+  }
+
   abort(): void {
     if (this.#isOver) return;
     this.#handler = null;
