@@ -7,8 +7,6 @@ import type { Rule } from './rule.ts';
 /** Comparisons of a rule that leaves tunnels untouched with rules that need to look inside; beyond it the notes are left out. */
 const MAX_COMPARISONS = 1_000_000;
 
-const READING_METHODS = new Set(['GET', 'HEAD', 'OPTIONS']);
-
 /** What is allowed and probably not meant. */
 export function notesOn(rules: readonly Rule[]): Problem[] {
   const notes: Problem[] = [];
@@ -25,17 +23,6 @@ export function notesOn(rules: readonly Rule[]): Problem[] {
         rule,
         `admits ${rule.agents === null ? 'every agent' : 'its agents'} to every host${rule.condition === null ? '' : ' that its condition lets pass'}`,
         'name hosts',
-      );
-    }
-    if (
-      rule.protocols === null &&
-      rule.methods?.every((method) => READING_METHODS.has(method)) === true &&
-      rule.methods.includes('GET')
-    ) {
-      note(
-        rule,
-        'admits WebSocket too, which starts with a GET and then sends anything',
-        'add protocol: http if reading is all that is meant',
       );
     }
   }

@@ -104,7 +104,8 @@ export function admittedLayers(rule: Rule, defaults: Defaults): number {
   // `match: { grpc: … }` names the layer as clearly as `protocol: grpc` does.
   if (rule.grpc !== null) return LAYER_BITS.grpc;
   let layers: number = LAYER_BITS.http;
-  if (defaults.websocket === 'http') layers |= LAYER_BITS.websocket;
+  // A rule that names methods means requests: GET is how a WebSocket starts, and then it carries anything both ways.
+  if (defaults.websocket === 'http' && rule.methods === null) layers |= LAYER_BITS.websocket;
   if (defaults.grpc === 'http') layers |= LAYER_BITS.grpc;
   return layers & layersOf(rule);
 }

@@ -33,12 +33,8 @@ export class Splice implements Expiring {
     deadlines.add(this);
     agent.on('error', () => undefined);
     server.on('error', () => undefined);
-    agent.on('close', () =>
-      this.#closed(new ProxyError('client_aborted'), agent.readableEnded && agent.writableFinished),
-    );
-    server.on('close', () =>
-      this.#closed(new UpstreamError('upstream_reset'), server.readableEnded && server.writableFinished),
-    );
+    agent.on('close', () => this.#closed('client_aborted', agent));
+    server.on('close', () => this.#closed('upstream_reset', server));
     agent.pipe(server);
     server.pipe(agent);
   }
@@ -56,9 +52,12 @@ export class Splice implements Expiring {
     }
   }
 
-  #closed(error: ProxyError, isClean: boolean): void {
+  #closed(code: 'client_aborted' | 'upstream_reset', socket: Socket): void {
     this.#open--;
-    if (!isClean) this.#finish(error);
+    const isClean = socket.readableEnded && socket.writableFinished;
+    // An error is only made where there is one: its stack costs more than the rest of the tunnel's bookkeeping.
+    if (!isClean && !this.#isOver)
+      this.#finish(code === 'client_aborted' ? new ProxyError(code) : new UpstreamError(code));
     else if (this.#open <= 0) this.#finish(null);
   }
 

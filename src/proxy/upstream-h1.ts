@@ -15,6 +15,7 @@ import type {
 } from '../core/stream.ts';
 import { BodyDecoder, HeadCollector, isSafeField, isSafeRequestLine, parseResponseHead } from '../protocols/http1.ts';
 import type { BodyEvents } from '../protocols/http1.ts';
+import { classifyUpstreamTlsError } from '../tls/upstream-context.ts';
 import { H1Writer } from './h1-writer.ts';
 import type { WriteFraming } from './h1-writer.ts';
 import type { Deadlines, Expiring } from './limits.ts';
@@ -193,7 +194,13 @@ export class H1Upstream implements Expiring, BodyEvents {
   };
 
   readonly #onError = (error: Error): void => {
-    this.#close(new UpstreamError('upstream_reset', null, { cause: error }));
+    // Under TLS 1.3 a server rejects our certificate, or its lack, only after the handshake.
+    const isTls = 'code' in error && typeof error.code === 'string' && error.code.startsWith('ERR_SSL');
+    this.#close(
+      new UpstreamError(isTls && !this.#sawBytes ? classifyUpstreamTlsError(error) : 'upstream_reset', null, {
+        cause: error,
+      }),
+    );
   };
 
   readonly #onEnd = (): void => {
