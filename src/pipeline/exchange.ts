@@ -26,7 +26,7 @@ import { grpcAnswer, httpAnswer, refusalOf, refusalOfVerdict } from './respond.t
 import type { Refusal } from './respond.ts';
 import { requestStage, responseStage } from './stages.ts';
 import type { MessageStage } from './stages.ts';
-import { readTarget } from './target.ts';
+import { checkHeadSize, readTarget } from './target.ts';
 import type { Target } from './target.ts';
 import { WebSocketBridge, upstreamHandshake } from './websocket.ts';
 
@@ -131,6 +131,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
 
   #judge(): void {
     const { request } = this.#client;
+    if (request.httpVersion === '2') checkHeadSize(request, this.#context.limits);
     const target = readTarget(request, this.#expected);
     this.#target = target;
     if (this.#expected === null) {

@@ -199,7 +199,6 @@ describe('notes', () => {
     ['rules: [{ id: a, action: allow }]', 'admits every agent to every host'],
     ['rules: [{ id: a, action: allow, match: { host: "*" }, agents: b }]', 'admits its agents to every host'],
     ['rules: [{ id: a, action: allow, mode: monitor, match: { host: a.com } }]', 'admits nothing'],
-    ['rules: [{ id: a, action: allow, match: { host: a.com, method: [GET, HEAD] } }]', 'admits WebSocket too'],
     [
       'rules: [{ id: a, action: allow, intercept: false, match: { host: "*.a.com" } }, { id: b, action: deny, match: { host: x.a.com, path: /x } }]',
       'these rules do not see them: b',
