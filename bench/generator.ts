@@ -380,7 +380,7 @@ async function blindBytes(): Promise<object> {
     got += chunk.length;
   });
   socket.resume();
-  socket.write('d');
+  socket.write('\0d');
   await sleep(500);
   got = 0;
   const startedAt = performance.now();
@@ -401,7 +401,7 @@ async function blindTunnels(): Promise<object> {
           socket.on('close', () => reject(new Error('closed')));
           socket.once('data', () => resolve());
           socket.resume();
-          socket.write('echo');
+          socket.write('\0echo');
         });
         socket.destroy();
         done++;

@@ -95,7 +95,7 @@ h2.on('sessionError', () => undefined);
 const tcp = createServer({ noDelay: true }, (socket) => {
   socket.on('error', () => undefined);
   socket.once('data', (chunk: Buffer) => {
-    if (chunk[0] !== 0x64) {
+    if (chunk[1] !== 0x64) {
       socket.write('k');
       socket.resume();
       return;
