@@ -141,14 +141,7 @@ export class WebSocketBridge {
 
   #side(direction: Direction, from: RawDuplex, to: BodySink): Side {
     const { limits, facts } = this.#options;
-    const policy = this.#options.policy();
-    const stage = new WebSocketStage(
-      direction,
-      facts,
-      () => this.#options.policy(),
-      limits.websocketMessageBytes,
-      policy.needsMessages(facts),
-    );
+    const stage = new WebSocketStage(direction, facts, () => this.#options.policy(), limits.websocketMessageBytes);
     const pump = new Pump(from.source, to, stage, {
       ended: () => {
         this.#open--;
@@ -179,25 +172,27 @@ class WebSocketStage implements Stage {
   readonly #facts: RequestFacts;
   readonly #policy: () => Policy;
   readonly #reader: WebSocketReader;
+  /** The policy that `inspect` was asked of: rules that read messages may come with a reload. */
+  #needsOf: Policy;
 
-  constructor(
-    direction: Direction,
-    facts: RequestFacts,
-    policy: () => Policy,
-    maxMessageBytes: number,
-    inspect: boolean,
-  ) {
+  constructor(direction: Direction, facts: RequestFacts, policy: () => Policy, maxMessageBytes: number) {
     this.#direction = direction;
     this.#facts = facts;
     this.#policy = policy;
+    this.#needsOf = policy();
     this.#reader = new WebSocketReader({
       role: direction === 'request' ? 'client' : 'server',
       maxMessageBytes,
-      inspect,
+      inspect: this.#needsOf.needsMessages(facts),
     });
   }
 
   push(chunk: Buffer, out: (bytes: Buffer) => void): Verdict | null {
+    const policy = this.#policy();
+    if (policy !== this.#needsOf) {
+      this.#needsOf = policy;
+      this.#reader.inspect = policy.needsMessages(this.#facts);
+    }
     for (const event of this.#reader.push(chunk)) {
       const verdict = this.#judge(event);
       if (verdict !== null) return verdict;

@@ -1,16 +1,19 @@
 /** Shorter pieces are put together: a `Buffer` object costs more than the bytes of such a one. */
 const SMALL_BYTES = 1024;
+const MIN_BLOCK_BYTES = 256;
 const MAX_BLOCK_BYTES = 16_384;
 
 /**
  * Bytes kept until a unit is whole, in the pieces in which they came. Whoever sends one byte at a time, or one byte in each large read, must not make us
- * keep a thousand times as much: small pieces, and slices of much larger memory, are copied.
- * The caller bounds `length`; what is kept then stays below about four times that.
+ * keep a thousand times as much: small pieces, and slices of much larger memory, are copied. The caller bounds `length`; the memory behind it stays
+ * below a small multiple.
  */
 export class HeldBytes {
   #pieces: Buffer[] = [];
-  #block: Buffer | null = null;
-  #blockUsed = 0;
+  /** Where small pieces are put together; from `#from` to `#used` are those that are not in `#pieces` yet. */
+  #block = EMPTY;
+  #from = 0;
+  #used = 0;
   #length = 0;
 
   /** Bytes kept. */
@@ -26,15 +29,14 @@ export class HeldBytes {
       this.#pieces.push(piece.length * 4 < piece.buffer.byteLength ? Buffer.from(piece) : piece);
       return;
     }
-    let block = this.#block;
-    if (block === null || block.length - this.#blockUsed < piece.length) {
+    if (this.#block.length - this.#used < piece.length) {
       this.#seal();
-      const size = Math.min(MAX_BLOCK_BYTES, Math.max(piece.length, this.#length * 2));
-      block = Buffer.allocUnsafeSlow(size);
-      this.#block = block;
+      const size = Math.max(piece.length, Math.min(MAX_BLOCK_BYTES, Math.max(MIN_BLOCK_BYTES, this.#length * 2)));
+      this.#block = Buffer.allocUnsafeSlow(size);
+      this.#from = 0;
+      this.#used = 0;
     }
-    piece.copy(block, this.#blockUsed);
-    this.#blockUsed += piece.length;
+    this.#used += piece.copy(this.#block, this.#used);
   }
 
   /** Gives everything out and is empty again. */
@@ -47,8 +49,9 @@ export class HeldBytes {
   }
 
   #seal(): void {
-    if (this.#block !== null) this.#pieces.push(this.#block.subarray(0, this.#blockUsed));
-    this.#block = null;
-    this.#blockUsed = 0;
+    if (this.#used > this.#from) this.#pieces.push(this.#block.subarray(this.#from, this.#used));
+    this.#from = this.#used;
   }
 }
+
+const EMPTY: Buffer = Buffer.alloc(0);

@@ -1,8 +1,12 @@
-import { createHash } from 'node:crypto';
-import { TextDecoder } from 'node:util';
+import { isUtf8 } from 'node:buffer';
 import { LimitError, ProtocolError } from '../core/errors.ts';
+import { HeldBytes } from './held-bytes.ts';
+import { FrameHeaderReader, OPCODES, applyMask } from './websocket-frame.ts';
+import type { FrameHeader } from './websocket-frame.ts';
 
-/** What a reader found. `bytes` are exactly the bytes of the wire, to be forwarded when the event may pass. */
+export { acceptOf, encodeClose, encodeFrame, isKey } from './websocket-frame.ts';
+
+/** What a reader found. `bytes` are exactly the bytes of the wire, to be forwarded when the event may pass: what was judged is what is sent, mask included. */
 export type WsEvent =
   | {
       readonly kind: 'message';
@@ -11,9 +15,10 @@ export type WsEvent =
       readonly size: number;
       readonly bytes: readonly Buffer[];
     }
+  /** Ping or pong; may stand between the fragments of a message. */
   | { readonly kind: 'control'; readonly bytes: Buffer }
   | { readonly kind: 'close'; readonly code: number | null; readonly reason: string; readonly bytes: Buffer }
-  /** Frames of a message that nobody has to see whole; `ends` marks its last bytes. Only with `inspect: false`. */
+  /** Bytes of a message that nobody has to see whole; `ends` marks its last ones. Only without `inspect`. */
   | { readonly kind: 'part'; readonly ends: boolean; readonly bytes: Buffer };
 
 export interface WebSocketReaderOptions {
@@ -25,43 +30,44 @@ export interface WebSocketReaderOptions {
   readonly inspect: boolean;
 }
 
-interface Header {
-  readonly size: number;
-  readonly fin: boolean;
-  readonly opcode: number;
-  readonly length: number;
-  readonly mask: Buffer | null;
-}
-
-const CONTINUATION = 0;
-const TEXT = 1;
-const BINARY = 2;
-const CLOSE = 8;
-const PONG = 10;
-
 /** Frames one message may be cut into: more is a way to make us keep headers for nothing. */
 const MAX_FRAGMENTS = 65_536;
+/** First guess at the size of a text that comes in pieces; what a header announces has not been paid for yet. */
+const FIRST_TEXT_BYTES = 65_536;
 
 /**
- * Reads the frames of one direction, sans-IO. The same bytes give the same messages and bytes however they are chunked (for `part` the cuts differ, the bytes do not).
- * No extension is ever negotiated (see `withoutExtensions`), so reserved bits are errors and a payload is what it seems.
+ * Reads the frames of one direction, sans-IO. The same bytes give the same messages and bytes however they are chunked (for `part` the cuts differ, the bytes
+ * do not). Work and memory are linear in the bytes read, in chunks of any size.
+ *
+ * No extension is ever negotiated: neither offers nor choices of `Sec-WebSocket-Extensions` pass the handshake, so reserved bits are errors and a payload is what
+ * it seems. With permessage-deflate (RFC 7692) a message would have to be inflated to be judged, which invites bombs, and what was judged would no longer be what
+ * is sent; its place would be between the unmasked payload and `#decode`.
  * Source: RFC 6455 sections 5 and 7.4
  */
 export class WebSocketReader {
+  /** May be changed at any time; the next message follows it. */
+  inspect: boolean;
   readonly #options: WebSocketReaderOptions;
-  #held: Buffer = EMPTY;
-  /** Frame whose payload is passing through (`inspect: false`): bytes still to come, and where in the mask we are. */
-  #passing: { header: Header; left: number; at: number } | null = null;
-  /** Opcode of the message that is being received, or null between messages. */
+  readonly #headers = new FrameHeaderReader();
+  /** The frame whose payload is coming in, and how much of that is still missing. */
+  #frame: FrameHeader | null = null;
+  #left = 0;
+  /** A control frame is kept apart: it may stand between the fragments of a held message. */
+  readonly #control = new HeldBytes();
+  /** Opcode of the message that is coming in, or null between messages. */
   #opcode: number | null = null;
+  #isHolding = false;
   #size = 0;
-  #frames: Buffer[] = [];
-  #payloads: Buffer[] = [];
-  #decoder: TextDecoder | null = null;
+  #fragments = 0;
+  readonly #message = new HeldBytes();
+  #text: Buffer = EMPTY;
+  #textBytes = 0;
+  readonly #utf8 = new Utf8Check();
   #isClosed = false;
 
   constructor(options: WebSocketReaderOptions) {
     this.#options = options;
+    this.inspect = options.inspect;
   }
 
   /** True after a close frame: nothing may follow. */
@@ -71,139 +77,171 @@ export class WebSocketReader {
 
   /** True in the middle of a frame or message: an end here is no clean end. */
   get isInside(): boolean {
-    return this.#held.length > 0 || this.#passing !== null || this.#opcode !== null;
+    return this.#headers.length > 0 || this.#frame !== null || this.#opcode !== null;
   }
 
-  /** @throws ProtocolError `bad_websocket`; LimitError `message_too_large` */
+  /** @throws ProtocolError `bad_websocket`; LimitError `message_too_large`. After a throw the reader is of no more use. */
   push(chunk: Buffer): WsEvent[] {
     const events: WsEvent[] = [];
-    let bytes = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk]);
-    this.#held = EMPTY;
-    while (bytes.length > 0) {
-      if (this.#passing !== null) {
-        bytes = this.#pass(bytes, events);
-        continue;
-      }
+    let at = 0;
+    while (at < chunk.length) {
       if (this.#isClosed) throw bad('Bytes after the close frame.');
-      const header = readHeader(bytes);
-      if (header === null) break;
-      this.#check(header);
-      const isControl = header.opcode >= CLOSE;
-      if (!isControl && !this.#options.inspect) {
-        this.#begin(header);
-        this.#passing = { header, left: header.size + header.length, at: -header.size };
-        bytes = this.#pass(bytes, events);
+      if (this.#frame !== null) {
+        at += this.#payload(this.#frame, chunk.subarray(at, at + this.#left), events);
         continue;
       }
-      const end = header.size + header.length;
-      if (bytes.length < end) break;
-      const frame = bytes.subarray(0, end);
-      const payload = unmask(frame.subarray(header.size), header.mask);
-      bytes = bytes.subarray(end);
-      if (isControl) events.push(this.#control(header.opcode, payload, frame));
-      else this.#data(header, payload, frame, events);
+      const had = this.#headers.length;
+      const header = this.#headers.read(chunk, at);
+      if (header === null) break;
+      const from = at;
+      at += header.size - had;
+      if (had === 0 && this.#isWholeMessage(header, chunk.length - at)) {
+        const end = at + header.length;
+        events.push(this.#whole(header, chunk.subarray(at, end), chunk.subarray(from, end)));
+        at = end;
+      } else this.#begin(header, had === 0 ? chunk.subarray(from, at) : this.#headers.copyOf(header), events);
     }
-    this.#held = bytes;
     return events;
   }
 
-  #check(header: Header): void {
+  /** The usual case: an unfragmented message in one chunk. */
+  #isWholeMessage(header: FrameHeader, available: number): boolean {
+    return (
+      this.inspect && this.#opcode === null && header.fin && header.length <= available && header.opcode < OPCODES.close
+    );
+  }
+
+  #whole(header: FrameHeader, payload: Buffer, frame: Buffer): WsEvent {
+    this.#check(header);
+    const isText = header.opcode === OPCODES.text;
+    let text: string | null = null;
+    if (isText) {
+      this.#keepText(header, payload, 0);
+      text = this.#decode();
+    }
+    return { kind: 'message', isText, text, size: header.length, bytes: [frame] };
+  }
+
+  #begin(header: FrameHeader, bytes: Buffer, events: WsEvent[]): void {
+    this.#check(header);
+    const isControl = header.opcode >= OPCODES.close;
+    if (!isControl) {
+      if (this.#opcode === null) {
+        this.#opcode = header.opcode;
+        this.#isHolding = this.inspect;
+      }
+      this.#size += header.length;
+      if (++this.#fragments > MAX_FRAGMENTS) throw new LimitError('message_too_large', 'Too many fragments.');
+    }
+    this.#frame = header;
+    this.#left = header.length;
+    if (isControl) this.#control.push(bytes);
+    else if (this.#isHolding) this.#message.push(bytes);
+    else events.push({ kind: 'part', ends: header.fin && header.length === 0, bytes });
+    if (header.length === 0) this.#endFrame(header, events);
+  }
+
+  /** @returns the bytes taken, which are all of `bytes` */
+  #payload(header: FrameHeader, bytes: Buffer, events: WsEvent[]): number {
+    const offset = header.length - this.#left;
+    this.#left -= bytes.length;
+    const isFrameEnd = this.#left === 0;
+    if (header.opcode >= OPCODES.close) this.#control.push(bytes);
+    else {
+      const isText = this.#opcode === OPCODES.text;
+      if (this.#isHolding) {
+        this.#message.push(bytes);
+        if (isText) this.#keepText(header, bytes, offset);
+      } else {
+        if (isText) this.#checkText(header, bytes, offset);
+        events.push({ kind: 'part', ends: isFrameEnd && header.fin, bytes });
+      }
+    }
+    if (isFrameEnd) this.#endFrame(header, events);
+    return bytes.length;
+  }
+
+  #endFrame(header: FrameHeader, events: WsEvent[]): void {
+    this.#frame = null;
+    if (header.opcode >= OPCODES.close) {
+      events.push(this.#controlEvent(header, Buffer.concat(this.#control.take())));
+      return;
+    }
+    if (!header.fin) return;
+    const isText = this.#opcode === OPCODES.text;
+    if (this.#isHolding) {
+      const text = isText ? this.#decode() : null;
+      events.push({ kind: 'message', isText, text, size: this.#size, bytes: this.#message.take() });
+    } else if (isText && !this.#utf8.end()) throw bad(NOT_UTF8);
+    this.#opcode = null;
+    this.#size = 0;
+    this.#fragments = 0;
+  }
+
+  #check(header: FrameHeader): void {
     const wantsMask = this.#options.role === 'client';
     if ((header.mask !== null) !== wantsMask)
       throw bad(wantsMask ? 'A frame of the client is not masked.' : 'A frame of the server is masked.');
-    if (header.opcode >= CLOSE) {
-      if (header.opcode > PONG) throw bad('An unknown opcode.');
+    if (header.opcode >= OPCODES.close) {
+      if (header.opcode > OPCODES.pong) throw bad('An unknown opcode.');
       if (!header.fin) throw bad('A control frame is fragmented.');
       if (header.length > 125) throw bad('A control frame is too long.');
       return;
     }
-    if (header.opcode > BINARY) throw bad('An unknown opcode.');
-    if (header.opcode === CONTINUATION ? this.#opcode === null : this.#opcode !== null)
+    if (header.opcode > OPCODES.binary) throw bad('An unknown opcode.');
+    if (header.opcode === OPCODES.continuation ? this.#opcode === null : this.#opcode !== null)
       throw bad('Fragments are out of order.');
     if (this.#size + header.length > this.#options.maxMessageBytes) throw new LimitError('message_too_large');
   }
 
-  #begin(header: Header): void {
-    if (header.opcode !== CONTINUATION) {
-      this.#opcode = header.opcode;
-      this.#decoder = header.opcode === TEXT ? new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }) : null;
+  #keepText(header: FrameHeader, payload: Buffer, offset: number): void {
+    const needed = this.#textBytes + payload.length;
+    if (this.#text.length < needed) {
+      const isWhole = header.fin && payload.length === header.length && this.#textBytes === 0;
+      const grown = Buffer.allocUnsafe(isWhole ? needed : Math.max(needed, this.#text.length * 2, FIRST_TEXT_BYTES));
+      this.#text.copy(grown, 0, 0, this.#textBytes);
+      this.#text = grown;
     }
-    this.#size += header.length;
+    payload.copy(this.#text, this.#textBytes);
+    if (header.mask !== null) applyMask(this.#text.subarray(this.#textBytes, needed), header.mask, offset);
+    this.#textBytes = needed;
   }
 
-  #reset(): void {
-    this.#opcode = null;
-    this.#size = 0;
-    this.#frames = [];
-    this.#payloads = [];
-    this.#decoder = null;
+  #decode(): string {
+    const bytes = this.#text.subarray(0, this.#textBytes);
+    this.#text = EMPTY;
+    this.#textBytes = 0;
+    if (!isUtf8(bytes)) throw bad(NOT_UTF8);
+    return bytes.toString('utf8');
   }
 
-  #data(header: Header, payload: Buffer, frame: Buffer, events: WsEvent[]): void {
-    this.#begin(header);
-    this.#frames.push(frame);
-    this.#payloads.push(payload);
-    if (this.#frames.length > MAX_FRAGMENTS) throw new LimitError('message_too_large', 'Too many fragments.');
-    if (!header.fin) return;
-    const isText = this.#opcode === TEXT;
-    const whole = this.#payloads.length === 1 ? payload : Buffer.concat(this.#payloads);
-    const text = isText ? this.#decode(whole, false) : null;
-    events.push({ kind: 'message', isText, text, size: this.#size, bytes: this.#frames });
-    this.#reset();
-  }
-
-  #decode(bytes: Buffer, stream: boolean): string {
-    try {
-      return this.#decoder?.decode(bytes, { stream }) ?? '';
-    } catch {
-      throw bad('A text message is not UTF-8.');
+  /** Text that passes unread is still held to UTF-8, over all its fragments. */
+  #checkText(header: FrameHeader, payload: Buffer, offset: number): void {
+    let clear = payload;
+    if (header.mask !== null) {
+      clear = Buffer.from(payload);
+      applyMask(clear, header.mask, offset);
     }
+    if (!this.#utf8.push(clear)) throw bad(NOT_UTF8);
   }
 
-  /** Passes bytes of the running frame on; the text of fragments is still held to UTF-8. */
-  #pass(bytes: Buffer, events: WsEvent[]): Buffer {
-    const passing = this.#passing;
-    if (passing === null) return bytes;
-    const take = Math.min(passing.left, bytes.length);
-    const part = bytes.subarray(0, take);
-    passing.left -= take;
-    if (this.#decoder !== null) {
-      const skip = Math.max(0, -passing.at);
-      const payload = part.subarray(Math.min(skip, part.length));
-      if (payload.length > 0) this.#decode(unmask(payload, passing.header.mask, Math.max(0, passing.at)), true);
-    }
-    passing.at += take;
-    const isFrameEnd = passing.left === 0;
-    const ends = isFrameEnd && passing.header.fin;
-    if (isFrameEnd) {
-      this.#passing = null;
-      if (ends) {
-        if (this.#decoder !== null) this.#decode(EMPTY, false);
-        this.#reset();
-      }
-    }
-    events.push({ kind: 'part', ends, bytes: part });
-    return bytes.subarray(take);
-  }
-
-  #control(opcode: number, payload: Buffer, frame: Buffer): WsEvent {
-    if (opcode !== CLOSE) return { kind: 'control', bytes: frame };
+  #controlEvent(header: FrameHeader, frame: Buffer): WsEvent {
+    if (header.opcode !== OPCODES.close) return { kind: 'control', bytes: frame };
     this.#isClosed = true;
+    const payload = Buffer.from(frame.subarray(header.size));
+    if (header.mask !== null) applyMask(payload, header.mask, 0);
     if (payload.length === 0) return { kind: 'close', code: null, reason: '', bytes: frame };
     if (payload.length === 1) throw bad('A close frame has half a code.');
     const code = payload.readUInt16BE(0);
     if (!isCloseCode(code)) throw bad('A close code is not allowed on the wire.');
-    let reason: string;
-    try {
-      reason = new TextDecoder('utf-8', { fatal: true }).decode(payload.subarray(2));
-    } catch {
-      throw bad('A close reason is not UTF-8.');
-    }
-    return { kind: 'close', code, reason, bytes: frame };
+    const reason = payload.subarray(2);
+    if (!isUtf8(reason)) throw bad('A close reason is not UTF-8.');
+    return { kind: 'close', code, reason: reason.toString('utf8'), bytes: frame };
   }
 }
 
 const EMPTY: Buffer = Buffer.alloc(0);
+const NOT_UTF8 = 'A text message is not UTF-8.';
 
 function bad(detail: string): ProtocolError {
   return new ProtocolError('bad_websocket', detail);
@@ -214,74 +252,32 @@ function isCloseCode(code: number): boolean {
   return (code >= 1000 && code <= 1003) || (code >= 1007 && code <= 1014) || (code >= 3000 && code <= 4999);
 }
 
-/** @returns null when the header is not complete yet */
-function readHeader(bytes: Buffer): Header | null {
-  const first = bytes[0];
-  const second = bytes[1];
-  if (first === undefined) return null;
-  if ((first & 0x70) !== 0) throw bad('A reserved bit is set; no extension was negotiated.');
-  if (second === undefined) return null;
-  const isMasked = (second & 0x80) !== 0;
-  let length = second & 0x7f;
-  let size = 2;
-  if (length === 126) {
-    if (bytes.length < 4) return null;
-    length = bytes.readUInt16BE(2);
-    if (length < 126) throw bad('A length is not in its shortest form.');
-    size = 4;
-  } else if (length === 127) {
-    if (bytes.length < 10) return null;
-    const long = bytes.readBigUInt64BE(2);
-    if (long < 65_536n) throw bad('A length is not in its shortest form.');
-    if (long > BigInt(Number.MAX_SAFE_INTEGER)) throw new LimitError('message_too_large');
-    length = Number(long);
-    size = 10;
+/** Whether bytes that come in pieces are UTF-8. */
+class Utf8Check {
+  /** An unfinished character at the end of the last piece: three bytes at most. */
+  #rest: Buffer = EMPTY;
+
+  push(piece: Buffer): boolean {
+    const bytes = this.#rest.length === 0 ? piece : Buffer.concat([this.#rest, piece]);
+    const end = bytes.length - unfinishedBytes(bytes);
+    this.#rest = end === bytes.length ? EMPTY : Buffer.from(bytes.subarray(end));
+    return isUtf8(bytes.subarray(0, end));
   }
-  if (!isMasked) return { size, fin: (first & 0x80) !== 0, opcode: first & 0x0f, length, mask: null };
-  if (bytes.length < size + 4) return null;
-  return {
-    size: size + 4,
-    fin: (first & 0x80) !== 0,
-    opcode: first & 0x0f,
-    length,
-    mask: bytes.subarray(size, size + 4),
-  };
+
+  /** Begins anew. @returns false in the middle of a character */
+  end(): boolean {
+    const isWhole = this.#rest.length === 0;
+    this.#rest = EMPTY;
+    return isWhole;
+  }
 }
 
-function unmask(payload: Buffer, mask: Buffer | null, from = 0): Buffer {
-  if (mask === null) return payload;
-  const clear = Buffer.allocUnsafe(payload.length);
-  for (let i = 0; i < payload.length; i++) clear[i] = (payload[i] ?? 0) ^ (mask[(from + i) & 3] ?? 0);
-  return clear;
-}
-
-/** One frame. `mask`: four bytes for frames to a server, null for frames to a client. */
-export function encodeFrame(opcode: number, payload: Buffer, mask: Buffer | null): Buffer {
-  const { length } = payload;
-  const extended = length < 126 ? 0 : length < 65_536 ? 2 : 8;
-  const head = Buffer.alloc(2 + extended);
-  head[0] = 0x80 | opcode;
-  head[1] = (mask === null ? 0 : 0x80) | (extended === 0 ? length : extended === 2 ? 126 : 127);
-  if (extended === 2) head.writeUInt16BE(length, 2);
-  else if (extended === 8) head.writeBigUInt64BE(BigInt(length), 2);
-  return mask === null ? Buffer.concat([head, payload]) : Buffer.concat([head, mask, unmask(payload, mask)]);
-}
-
-/** A close frame; `reason` must fit 123 bytes of UTF-8. */
-export function encodeClose(code: number, reason: string, mask: Buffer | null): Buffer {
-  const text = Buffer.from(reason, 'utf8').subarray(0, 123);
-  const payload = Buffer.alloc(2 + text.length);
-  payload.writeUInt16BE(code, 0);
-  text.copy(payload, 2);
-  return encodeFrame(CLOSE, payload, mask);
-}
-
-/** `Sec-WebSocket-Accept` for a key (RFC 6455 section 4.2.2). */
-export function acceptOf(key: string): string {
-  return createHash('sha1').update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`, 'latin1').digest('base64');
-}
-
-/** Whether a `Sec-WebSocket-Key` is 16 bytes in base64 (RFC 6455 section 4.1). */
-export function isKey(key: string): boolean {
-  return /^[A-Za-z0-9+/]{21}[AQgw]==$/.test(key);
+function unfinishedBytes(bytes: Buffer): number {
+  for (let back = 1; back <= 3 && back <= bytes.length; back++) {
+    const byte = bytes[bytes.length - back] ?? 0;
+    if ((byte & 0xc0) === 0x80) continue;
+    const needed = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
+    return needed > back ? back : 0;
+  }
+  return 0;
 }
