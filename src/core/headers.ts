@@ -28,6 +28,17 @@ export function hasHeader(headers: RawHeaders, name: string): boolean {
   return headerValue(headers, name) !== undefined;
 }
 
+/** Which limit a header section exceeds, or null. Its size is counted as HTTP/1.1 writes it, `name: value` and a line end, so that one limit means one thing. */
+export function sectionExcess(
+  headers: RawHeaders,
+  limits: { readonly headerBytes: number; readonly headerCount: number },
+): 'too_many_headers' | 'header_too_large' | null {
+  if (headers.length > limits.headerCount * 2) return 'too_many_headers';
+  let size = headers.length * 2;
+  for (const part of headers) size += part.length;
+  return size > limits.headerBytes ? 'header_too_large' : null;
+}
+
 /** The headers without those whose lower-cased name is in `names`. */
 export function withoutHeaders(headers: RawHeaders, names: ReadonlySet<string>): string[] {
   const kept: string[] = [];

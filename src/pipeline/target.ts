@@ -1,5 +1,5 @@
 import { LimitError, ProtocolError } from '../core/errors.ts';
-import { headerValues } from '../core/headers.ts';
+import { headerValues, sectionExcess } from '../core/headers.ts';
 import type { Limits } from '../core/settings.ts';
 import type { RequestHead } from '../core/stream.ts';
 import type { Destination } from '../core/tunnel.ts';
@@ -65,16 +65,12 @@ export function readTarget(head: RequestHead, expected: Destination | null): Tar
 
 /**
  * HTTP/2 only advises a limit on header lists; here it holds. HTTP/1 heads are held to it as they are read.
- * Size as in RFC 9113 section 6.5.2: name, value and 32 bytes for each line.
  * @throws LimitError `header_too_large`, `too_many_headers`, `target_too_long`
  */
 export function checkHeadSize(head: RequestHead, limits: Limits): void {
-  const { headers } = head;
   if (head.target.length > limits.targetBytes) throw new LimitError('target_too_long');
-  if (headers.length > limits.headerCount * 2) throw new LimitError('too_many_headers');
-  let size = 0;
-  for (const part of headers) size += part.length + 16;
-  if (size > limits.headerBytes) throw new LimitError('header_too_large');
+  const excess = sectionExcess(head.headers, limits);
+  if (excess !== null) throw new LimitError(excess);
 }
 
 function agree(authority: string, destination: Destination, scheme: 'http' | 'https'): void {

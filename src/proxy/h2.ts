@@ -13,7 +13,8 @@ import type {
   RequestHead,
   ResponseHead,
 } from '../core/stream.ts';
-import { objectHeaders } from './h2-headers.ts';
+import { objectHeaders, plainHeaders, sessionHeaderLimits } from './h2-headers.ts';
+import { onPeerEnd } from './h2-peer-end.ts';
 import type { Deadlines, Expiring } from './limits.ts';
 
 export interface H2Options {
@@ -57,15 +58,17 @@ class Session implements H2Server, Expiring {
     this.#options = options;
     const { limits, deadlines } = options;
     this.#resetsSinceMs = deadlines.now;
+    const header = sessionHeaderLimits(limits);
     const session = performServerHandshake(socket, {
       settings: {
         maxConcurrentStreams: limits.h2StreamsPerConnection,
-        maxHeaderListSize: limits.headerBytes,
+        maxHeaderListSize: header.listBytes,
         initialWindowSize: STREAM_WINDOW,
         enableConnectProtocol: true,
         enablePush: false,
       },
-      maxHeaderListPairs: limits.headerCount + 8,
+      maxHeaderListPairs: header.listPairs,
+      maxSendHeaderBlockLength: header.sendBytes,
       maxSettings: 32,
       maxOutstandingPings: 10,
       maxSessionInvalidFrames: 100,
@@ -179,6 +182,9 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
   readonly #deadlines: Deadlines;
   #consumer: BodyConsumer | null = null;
   #trailers: RawHeaders = [];
+  /** The client ended its side with END_STREAM: its request is whole. */
+  #hasPeerEnded = false;
+  /** The whole request has been given to the consumer, or there was nothing to give. */
   #requestDone = false;
   #responseDone = false;
   #isAborted = false;
@@ -202,14 +208,10 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
     this.#deadlines = deadlines;
     this.#movedAtMs = deadlines.now;
     const protocol = headers[':protocol'];
-    const plain: string[] = [];
-    for (let i = 0; i + 1 < rawHeaders.length; i += 2) {
-      const name = rawHeaders[i] ?? '';
-      if (name.charCodeAt(0) !== 0x3a) plain.push(name, rawHeaders[i + 1] ?? '');
-    }
     const declared = headers['content-length'];
     this.length = stream.endAfterHeaders ? 0 : declared === undefined ? null : Number(declared);
     this.body = this.length === 0 && stream.endAfterHeaders ? NO_BODY : this;
+    this.#hasPeerEnded = stream.endAfterHeaders;
     this.#requestDone = stream.endAfterHeaders;
     this.request = {
       httpVersion: '2',
@@ -217,7 +219,7 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
       scheme,
       authority: headers[':authority'] ?? null,
       target: headers[':path'] ?? '',
-      headers: plain,
+      headers: plainHeaders(rawHeaders),
       upgrade: typeof protocol === 'string' ? protocol.toLowerCase() : null,
       expectsContinue: headers['expect']?.toLowerCase() === '100-continue',
     };
@@ -225,9 +227,11 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
     stream.on('drain', this.#onDrain);
     if (!stream.endAfterHeaders) {
       stream.on('trailers', (_trailers: IncomingHttpHeaders, _flags: number, raw?: string[]) => {
-        this.#trailers = raw ?? [];
+        this.#trailers = plainHeaders(raw ?? []);
       });
-      stream.on('aborted', () => undefined);
+      onPeerEnd(stream, () => {
+        this.#hasPeerEnded = true;
+      });
     }
   }
 
@@ -264,13 +268,13 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
 
   inform(head: ResponseHead): void {
     if (this.#stream.headersSent || this.#stream.destroyed || this.#stream.closed) return;
-    this.#stream.additionalHeaders({ ...objectHeaders(head.headers), ':status': head.status });
+    this.#stream.additionalHeaders({ ...objectHeaders(head.headers, 'first'), ':status': head.status });
   }
 
   respond(head: ResponseHead, length: number | null): BodySink {
     const { status } = head;
     const isBodiless = this.request.method === 'HEAD' || status === 204 || status === 304;
-    const headers: OutgoingHttpHeaders = objectHeaders(head.headers);
+    const headers: OutgoingHttpHeaders = objectHeaders(head.headers, 'first');
     headers[':status'] = status;
     if (!isBodiless && length !== null) headers['content-length'] = length;
     else if (!isBodiless || status === 204) delete headers['content-length'];
@@ -290,7 +294,7 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
 
   upgrade(head: ResponseHead): RawDuplex {
     this.#isRaw = true;
-    const headers: OutgoingHttpHeaders = objectHeaders(head.headers);
+    const headers: OutgoingHttpHeaders = objectHeaders(head.headers, 'first');
     headers[':status'] = 200;
     this.#stream.respond(headers);
     const source: BodySource = {
@@ -320,9 +324,9 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
     this.onClose = null;
     if (!this.#stream.writableEnded && !this.#stream.destroyed) this.#stream.end();
     // Nobody needs the rest of the request: NO_ERROR tells the client to stop, its answer is whole (RFC 9113 section 8.1).
-    if (!this.#requestDone && !this.#isRaw) {
+    if (!this.#hasPeerEnded && !this.#isRaw) {
       const stop = (): void => {
-        if (!this.#requestDone && !this.#stream.closed) this.#stream.close(constants.NGHTTP2_NO_ERROR);
+        if (!this.#hasPeerEnded && !this.#stream.closed) this.#stream.close(constants.NGHTTP2_NO_ERROR);
       };
       if (this.#stream.writableFinished) stop();
       else this.#stream.once('finish', stop);
@@ -357,8 +361,8 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
   };
 
   readonly #onEnd = (): void => {
-    // An aborted stream also ends; its close event tells the truth.
-    if (this.#stream.aborted || this.#stream.rstCode !== constants.NGHTTP2_NO_ERROR) return;
+    // A stream that was reset ends, too.
+    if (!this.#hasPeerEnded) return;
     this.#requestDone = true;
     const consumer = this.#consumer;
     this.#consumer = null;
@@ -374,11 +378,12 @@ class H2ClientStream implements ClientStream, BodySource, BodySink {
   readonly #onWantTrailers = (): void => {
     if (this.#stream.destroyed || this.#stream.closed) return;
     // Without trailers this sends the empty DATA frame that ends the stream; close() would sometimes send nothing.
-    this.#stream.sendTrailers(objectHeaders(this.#outgoingTrailers));
+    this.#stream.sendTrailers(objectHeaders(this.#outgoingTrailers, 'first'));
   };
 
   readonly #onClose = (): void => {
-    const wasReset = this.#stream.rstCode !== constants.NGHTTP2_NO_ERROR && !this.#isAborted;
+    // With whatever code, NO_ERROR included: what counts is that we worked for nothing.
+    const wasReset = !this.#isAborted && (!this.#responseDone || this.#stream.rstCode !== constants.NGHTTP2_NO_ERROR);
     if (wasReset) this.#session.countReset();
     this.#session.closed(this);
     if (!this.#responseDone || (this.#isRaw && this.#consumer !== null)) this.gone(new ProxyError('client_aborted'));
