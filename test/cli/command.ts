@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { stripVTControlCharacters } from 'node:util';
 import { Command } from 'commander';
 import { onTestFinished, vi } from 'vitest';
 import { ConfigError } from '../../src/core/errors.ts';
@@ -18,7 +19,7 @@ export function emptyFolder(): string {
   return folder;
 }
 
-/** Runs one command in a folder, with an environment of its own, and treats its errors as the program does. */
+/** Runs one command in a folder, with an environment of its own, and treats its errors as the program does. Colors, where the tests run with them, are taken off. */
 export async function runCommand(
   add: (program: Command) => void,
   args: readonly string[],
@@ -36,10 +37,18 @@ export async function runCommand(
   process.exitCode = 0;
   try {
     await program.parseAsync([...args], { from: 'user' });
-    return { stdout, stderr, exitCode: process.exitCode };
+    return {
+      stdout: stripVTControlCharacters(stdout),
+      stderr: stripVTControlCharacters(stderr),
+      exitCode: process.exitCode,
+    };
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
-    return { stdout, stderr: stderr + error.message, exitCode: 2 };
+    return {
+      stdout: stripVTControlCharacters(stdout),
+      stderr: stripVTControlCharacters(stderr) + error.message,
+      exitCode: 2,
+    };
   } finally {
     process.env = environment;
     process.exitCode = 0;

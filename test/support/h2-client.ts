@@ -1,5 +1,5 @@
 import { connect as connectHttp2 } from 'node:http2';
-import type { ClientHttp2Session, ClientHttp2Stream, OutgoingHttpHeaders } from 'node:http2';
+import type { ClientHttp2Session, ClientHttp2Stream, IncomingHttpHeaders, OutgoingHttpHeaders } from 'node:http2';
 import type { Socket } from 'node:net';
 import { tlsThrough } from './raw-client.ts';
 import type { TlsTunnelOptions } from './raw-client.ts';
@@ -58,20 +58,20 @@ export function answerOf(stream: ClientHttp2Stream): Promise<H2Answer> {
     let trailers: H2Answer['trailers'] = {};
     let failure: Error | null = null;
     stream.on('headers', (interim) => informational.push(Number(interim[':status'])));
-    stream.on('response', (head) => {
+    stream.on('response', (head: IncomingHttpHeaders) => {
       status = Number(head[':status']);
-      headers = { ...head } as H2Answer['headers'];
+      headers = { ...head };
     });
     stream.on('trailers', (fields) => {
       trailers = { ...fields } as H2Answer['trailers'];
     });
     stream.on('data', (chunk: Buffer) => chunks.push(chunk));
-    stream.on('error', (error) => {
+    stream.on('error', (error: Error) => {
       failure = error;
     });
     stream.on('close', () => {
       if (status === 0) {
-        reject(failure ?? new Error(`the stream closed with code ${stream.rstCode ?? -1} and no answer`));
+        reject(failure ?? new Error(`the stream closed with code ${stream.rstCode} and no answer`));
         return;
       }
       resolve({
@@ -80,7 +80,7 @@ export function answerOf(stream: ClientHttp2Stream): Promise<H2Answer> {
         body: Buffer.concat(chunks),
         trailers,
         informational,
-        resetCode: stream.rstCode ?? 0,
+        resetCode: stream.rstCode,
       });
     });
   });

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { constants, createSecureServer } from 'node:http2';
 import type { IncomingHttpHeaders, ServerHttp2Session, ServerHttp2Stream } from 'node:http2';
-import type { Server, Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { testCa } from './ca.ts';
 import { closeServers, listen } from './https-server.ts';
 
@@ -76,7 +76,7 @@ export async function startH2Origin(options: H2OriginOptions = {}): Promise<H2Or
     };
     requests.push(record);
     stream.on('close', () => {
-      record.resetCode = stream.rstCode ?? 0;
+      record.resetCode = stream.rstCode;
     });
     stream.on('trailers', (trailers) => {
       record.trailers = trailers;
@@ -92,7 +92,7 @@ export async function startH2Origin(options: H2OriginOptions = {}): Promise<H2Or
     });
     route(stream, headers, record);
   });
-  const port = await listen(server as unknown as Server);
+  const port = await listen(server);
   return {
     port,
     requests,
@@ -100,7 +100,7 @@ export async function startH2Origin(options: H2OriginOptions = {}): Promise<H2Or
     get openSessions() {
       return sessions.filter((session) => !session.destroyed && !session.closed).length;
     },
-    close: () => closeServers([server as unknown as Server], sockets),
+    close: () => closeServers([server], sockets),
   };
 }
 

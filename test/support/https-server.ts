@@ -3,7 +3,7 @@ import { createServer as createHttpServer } from 'node:http';
 import type { IncomingMessage, Server as HttpServer, ServerResponse } from 'node:http';
 import { createServer as createTcpServer } from 'node:net';
 import type { AddressInfo, Server, Socket } from 'node:net';
-import { createServer as createTlsServer } from 'node:tls';
+import { createSecureContext, createServer as createTlsServer } from 'node:tls';
 import type { TLSSocket } from 'node:tls';
 import { gzipSync } from 'node:zlib';
 import { testCa } from './ca.ts';
@@ -107,8 +107,14 @@ export async function startOrigin(options: OriginOptions = {}): Promise<Origin> 
           done(null, fixed);
           return;
         }
-        ca.context(name).then(
-          (context) => done(null, context),
+        // A context that SNI chooses also says whose client certificates count.
+        const { clientCa } = options;
+        const context =
+          clientCa === undefined
+            ? ca.context(name)
+            : ca.leaf(name).then((pair) => createSecureContext({ ...pair, ca: clientCa }));
+        context.then(
+          (chosen) => done(null, chosen),
           (error: unknown) => done(error instanceof Error ? error : new Error('no certificate')),
         );
       },

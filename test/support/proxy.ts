@@ -265,8 +265,9 @@ export function parseRecords(text: string): AuditRecord[] {
     .split('\n')
     .slice(0, -1)
     .filter((line) => line !== '')
-    .map((line) => {
-      const whole = JSON.parse(line) as OcsfLine & Readonly<Record<string, unknown>>;
+    .map((line) => ({ line, whole: JSON.parse(line) as OcsfLine & Readonly<Record<string, unknown>> }))
+    .filter(({ whole }) => KINDS.has(whole.unmapped.subfloor.kind))
+    .map(({ line, whole }) => {
       return {
         ...whole.unmapped.subfloor,
         host: whole.dst_endpoint?.hostname ?? '',
@@ -277,6 +278,8 @@ export function parseRecords(text: string): AuditRecord[] {
         line,
         whole,
       };
-    })
-    .filter((record) => record.kind === 'tunnel' || record.kind === 'exchange');
+    });
 }
+
+/** Others tell of the life of the proxy. */
+const KINDS: ReadonlySet<string> = new Set(['tunnel', 'exchange']);

@@ -1,4 +1,4 @@
-import { createServer as createTcpServer } from 'node:net';
+import { connect, createServer as createTcpServer } from 'node:net';
 import type { Socket } from 'node:net';
 import { createServer as createTlsServer } from 'node:tls';
 import { testCa } from './ca.ts';
@@ -37,6 +37,8 @@ export async function startRawServer(options: RawServerOptions): Promise<RawServ
   const connections: RawConnection[] = [];
   const received: Buffer[][] = [];
   const sockets = new Set<Socket>();
+  /** Of TLS connections: the socket that the client is connected to, by the port it comes from here. */
+  const relays = new Map<number, Socket>();
   const accept = (socket: Socket): void => {
     const index = connections.length;
     const bytes: Buffer[] = [];
@@ -44,7 +46,10 @@ export async function startRawServer(options: RawServerOptions): Promise<RawServ
     sockets.add(socket);
     socket.setNoDelay(true);
     socket.on('error', () => undefined);
-    socket.on('close', () => sockets.delete(socket));
+    socket.on('close', () => {
+      sockets.delete(socket);
+      relays.delete(socket.remotePort ?? 0);
+    });
     socket.on('data', (chunk: Buffer) => bytes.push(chunk));
     const connection: RawConnection = {
       socket,
@@ -54,7 +59,8 @@ export async function startRawServer(options: RawServerOptions): Promise<RawServ
         socket.write(typeof text === 'string' ? Buffer.from(text, 'latin1') : text);
       },
       reset: () => {
-        underlying(socket).resetAndDestroy();
+        const front = relays.get(socket.remotePort ?? 0) ?? socket;
+        front.resetAndDestroy();
         socket.destroy();
       },
     };
@@ -78,9 +84,26 @@ export async function startRawServer(options: RawServerOptions): Promise<RawServ
       )
     : createTcpServer({ allowHalfOpen: true }, accept);
   server.on('tlsClientError', () => undefined);
-  const raws = new WeakMap<Socket, Socket>();
-  const underlying = (socket: Socket): Socket => raws.get(socket) ?? parentOf(socket);
-  const port = await listen(server);
+  const inner = await listen(server);
+  // Node 20 crashes when the TCP socket below a TLS socket is reset (resetAndDestroy on its parent), so a relay in front does it.
+  const relay = createTcpServer({ allowHalfOpen: true }, (front) => {
+    const back = connect({ port: inner, host: '127.0.0.1', allowHalfOpen: true, noDelay: true });
+    front.setNoDelay(true);
+    back.on('connect', () => relays.set(back.localPort ?? 0, front));
+    for (const [one, other] of [
+      [front, back],
+      [back, front],
+    ] as const) {
+      sockets.add(one);
+      one.on('error', () => undefined);
+      one.on('close', () => {
+        sockets.delete(one);
+        other.destroy();
+      });
+      one.pipe(other);
+    }
+  });
+  const port = tls ? await listen(relay) : inner;
   return {
     port,
     connections,
@@ -88,16 +111,10 @@ export async function startRawServer(options: RawServerOptions): Promise<RawServ
       return received.map((parts) => Buffer.concat(parts));
     },
     get open() {
-      return sockets.size;
+      return connections.filter(({ socket }) => !socket.destroyed).length;
     },
-    close: () => closeServers([server], sockets),
+    close: () => closeServers(tls ? [relay, server] : [server], sockets),
   };
-}
-
-/** The TCP socket below a TLS socket of Node's server. */
-function parentOf(socket: Socket): Socket {
-  const parent: unknown = '_parent' in socket ? socket._parent : null;
-  return parent !== null && typeof parent === 'object' && 'resetAndDestroy' in parent ? (parent as Socket) : socket;
 }
 
 /** Reads one request and answers with these bytes, again and again. */
