@@ -69,7 +69,7 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
     stream.on('headers', (headers: ResponseHeaders, _flags: number, raw?: string[]) =>
       this.#onInformational(headers, raw ?? []),
     );
-    stream.on('response', (headers, _flags: number, raw?: string[]) => this.#onResponse(headers, raw ?? []));
+    stream.on('response', (headers, flags: number, raw?: string[]) => this.#onResponse(headers, flags, raw ?? []));
     stream.on('trailers', (_headers: IncomingHttpHeaders, _flags: number, raw?: string[]) => {
       this.#trailers = plainHeaders(raw ?? []);
     });
@@ -165,7 +165,7 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
     else this.#handler?.informational(headOf(headers[':status'] ?? 0, plain));
   }
 
-  #onResponse(headers: ResponseHeaders, raw: readonly string[]): void {
+  #onResponse(headers: ResponseHeaders, flags: number, raw: readonly string[]): void {
     const handler = this.#handler;
     if (handler === null) return;
     this.#hasResponse = true;
@@ -177,8 +177,8 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
     }
     const status = headers[':status'] ?? 0;
     const head = headOf(status, plain);
-    const { endAfterHeaders } = this.#stream;
-    if (endAfterHeaders) {
+    // `endAfterHeaders` is about requests: on our side of a stream it is never set. A gRPC answer of trailers only is none unless it ends with its head.
+    if ((flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0) {
       this.length = 0;
       this.#handler = null;
       handler.response(head, NO_BODY);
