@@ -167,9 +167,14 @@ export function matchesGate(rule: Rule, facts: GateFacts): boolean {
   return matchesPort(rule.ports, facts.port) && matchesAgent(rule.agents, facts.agent);
 }
 
+/** Methods are case-sensitive, but some servers take `post` for `POST`: a rule that restricts means both, a rule that admits only what it says. */
+function matchesMethod(rule: Rule, methods: readonly string[], method: string): boolean {
+  return methods.includes(method) || (!isAdmitting(rule.action) && methods.includes(method.toUpperCase()));
+}
+
 /** All of `match` but host, layer, path and direction. */
 export function matchesRequest(rule: Rule, facts: RequestFacts): boolean {
-  if (rule.methods !== null && !rule.methods.includes(methodOf(facts))) return false;
+  if (rule.methods !== null && !matchesMethod(rule, rule.methods, methodOf(facts))) return false;
   if (rule.scheme !== null && rule.scheme !== facts.scheme) return false;
   if (rule.grpc !== null) {
     if (facts.grpc === null) return false;
