@@ -1,6 +1,6 @@
 import type { Socket } from 'node:net';
 import type { Agent, ConnectionFacts } from '../core/agent.ts';
-import { LimitError, ProtocolError, ProxyError, causeOf, codeFacts, isCode } from '../core/errors.ts';
+import { LimitError, ProtocolError, ProxyError, UpstreamError, causeOf, codeFacts, isCode } from '../core/errors.ts';
 import type { AuditEvent, OutcomeKind } from '../core/exchange.ts';
 import type { Policy } from '../core/facts.ts';
 import type { Log } from '../core/ports.ts';
@@ -18,6 +18,7 @@ import { serveH2 } from './h2.ts';
 import type { H2Server } from './h2.ts';
 import type { Deadlines, Expiring, OpenCounter } from './limits.ts';
 import type { PoolDialer } from './pool.ts';
+import { readRaw } from './raw-check.ts';
 import { sniff } from './sniff.ts';
 import { Splice } from './splice.ts';
 import { readHello, refuseTls, terminate } from './terminate.ts';
@@ -53,6 +54,8 @@ export interface TunnelRequest {
 
 /** A server that speaks first says nothing wrong; after this long without bytes from the agent a raw tunnel is dialed. */
 const SERVER_FIRST_MS = 300;
+/** Time for an answer to arrive before the connection below it is cut. */
+const GOODBYE_MS = 1000;
 /** The first bytes of a tunnel that are needed to tell what it is, without a ClientHello. */
 const MAX_SNIFF_BYTES = 64 * 1024;
 
@@ -87,6 +90,12 @@ export class TunnelRun implements Tunnel, Expiring {
   #hasWaited = false;
   #requests = 0;
   #connectMs: number | null = null;
+  /** Ends a dial that nobody waits for any more. */
+  readonly #dialing = new AbortController();
+  /** Of a raw tunnel whose server has not spoken: takes the first bytes of the agent. */
+  #stopReadingRaw: (() => void) | null = null;
+  /** The agent kept silent until a raw tunnel was dialed, and then spoke something that we can look into. */
+  #wasLate = false;
 
   constructor(context: TunnelContext, request: TunnelRequest) {
     this.#context = context;
@@ -110,6 +119,11 @@ export class TunnelRun implements Tunnel, Expiring {
     const { pipeline, counter, tunnels } = this.#context;
     socket.on('close', this.#onEarlyClose);
     socket.on('end', this.#onEarlyEnd);
+    if (socket.destroyed) {
+      // Gone while its credentials were looked at: 'close' does not come again.
+      void this.#conclude('aborted', verdictOfCode('client_aborted'), new ProxyError('client_aborted'), false);
+      return;
+    }
     if (this.#context.isDraining) {
       this.#refuse(new ProxyError('draining'));
       return;
@@ -169,6 +183,7 @@ export class TunnelRun implements Tunnel, Expiring {
   expire(nowMs: number): void {
     if (
       this.mode === 'undecided' &&
+      !this.#wasLate &&
       this.#rawIsAllowed() &&
       (this.#held.length === 0 || sniff(this.#held) === 'incomplete')
     ) {
@@ -176,7 +191,7 @@ export class TunnelRun implements Tunnel, Expiring {
       return;
     }
     const fullMs = this.#context.limits.handshakeMs - SERVER_FIRST_MS;
-    if (this.mode === 'undecided' && !this.#hasWaited && fullMs > 0 && this.#rawIsAllowed()) {
+    if (this.mode === 'undecided' && !this.#wasLate && !this.#hasWaited && fullMs > 0 && this.#rawIsAllowed()) {
       // A ClientHello that comes in pieces: not raw, only slow.
       this.#hasWaited = true;
       this.deadlineMs = nowMs + fullMs;
@@ -203,7 +218,7 @@ export class TunnelRun implements Tunnel, Expiring {
   #readFirstBytes(): void {
     const { socket } = this.#request;
     const { deadlines, limits } = this.#context;
-    this.deadlineMs = deadlines.now + (this.#rawIsAllowed() ? SERVER_FIRST_MS : limits.handshakeMs);
+    this.deadlineMs = deadlines.now + (!this.#wasLate && this.#rawIsAllowed() ? SERVER_FIRST_MS : limits.handshakeMs);
     deadlines.add(this);
     if (this.#held.length > 0 && this.#classify()) return;
     socket.on('data', this.#onFirstBytes);
@@ -220,8 +235,8 @@ export class TunnelRun implements Tunnel, Expiring {
   };
 
   readonly #onEarlyEnd = (): void => {
-    // Nothing can be answered to a client that leaves before it has said what it wants.
-    if (this.mode === 'undecided' || this.mode === 'intercept') this.#end(new ProxyError('client_aborted'));
+    // Nothing can be answered to a client that leaves before it has said what it wants, and no TLS handshake comes of half a connection.
+    if (this.mode !== 'raw') this.#end(new ProxyError('client_aborted'));
   };
 
   /** @returns true when enough bytes were there to decide */
@@ -362,6 +377,8 @@ export class TunnelRun implements Tunnel, Expiring {
               new ProtocolError('method_not_supported', 'CONNECT inside a tunnel.'),
             ).then((refusal) => {
               socket.end(connectAnswer(refusal));
+              // Nobody reads this connection any more, so nobody would see its end.
+              setTimeout(() => raw.destroy(), GOODBYE_MS).unref();
               this.#end(null);
             });
           },
@@ -379,10 +396,19 @@ export class TunnelRun implements Tunnel, Expiring {
 
   /** `intercept: false`: judged by CONNECT and SNI alone. The server is dialed first, so that a failure has an answer. */
   #passthrough(): void {
-    this.#request.socket.pause();
+    const { socket } = this.#request;
+    // A paused socket does not show that the agent has left.
+    const onData = (chunk: Buffer): void => {
+      this.#held = Buffer.concat([this.#held, chunk]);
+      if (this.#held.length > MAX_SNIFF_BYTES) socket.pause();
+    };
+    socket.on('data', onData);
+    socket.resume();
     const startedAt = this.#context.pipeline.now();
-    this.#context.dialer.dialTcp(this.destination).then(
+    this.#context.dialer.dialTcp(this.destination, this.#dialing.signal).then(
       (dialed) => {
+        socket.off('data', onData);
+        socket.pause();
         this.#connectMs = this.#context.pipeline.now() - startedAt;
         this.#server = dialed.socket;
         this.#serverFacts = dialed;
@@ -436,6 +462,7 @@ export class TunnelRun implements Tunnel, Expiring {
   #raw(): void {
     const { host, port } = this.destination;
     const held = this.#takeHeld();
+    const gateVerdict = this.#verdict;
     const policy = this.#context.pipeline.policy();
     const verdict = policy.raw({ agent: this.agent, host, port, timeMs: this.#context.pipeline.wallClock() });
     this.#verdict = verdict;
@@ -445,10 +472,14 @@ export class TunnelRun implements Tunnel, Expiring {
       this.#refuseVerdictSilently(verdict);
       return;
     }
+    if (readRaw(held) === 'readable') {
+      this.#refuseVerdictSilently(verdictOfCode('inspection_incomplete'));
+      return;
+    }
     const { socket } = this.#request;
     socket.pause();
     const startedAt = this.#context.pipeline.now();
-    this.#context.dialer.dialTcp(this.destination).then(
+    this.#context.dialer.dialTcp(this.destination, this.#dialing.signal).then(
       (dialed) => {
         this.#connectMs = this.#context.pipeline.now() - startedAt;
         this.#server = dialed.socket;
@@ -457,10 +488,75 @@ export class TunnelRun implements Tunnel, Expiring {
           dialed.socket.destroy();
           return;
         }
-        this.#join(held);
+        if (readRaw(held) === 'opaque') this.#join(held);
+        else this.#awaitFirstWord(dialed.socket, held, gateVerdict);
       },
       (error: unknown) => this.#end(asProxyError(error)),
     );
+  }
+
+  /**
+   * Nobody has said anything yet. A server that speaks first speaks neither TLS nor HTTP, and the tunnel is opened; else the first bytes of the agent are held until
+   * they are sure to be opaque. What we can look into is looked into as if the agent had not taken its time.
+   */
+  #awaitFirstWord(server: Socket, first: Buffer, gateVerdict: Verdict | null): void {
+    const { socket } = this.#request;
+    const { deadlines, limits } = this.#context;
+    let held = first;
+    const stop = (): void => {
+      this.#stopReadingRaw = null;
+      deadlines.delete(this);
+      socket.off('data', onAgent);
+      socket.off('end', onAgentEnd);
+      server.off('data', onServer);
+      server.off('end', onServerEnd);
+      server.off('close', onServerEnd);
+    };
+    const join = (): void => {
+      stop();
+      this.#join(held);
+    };
+    const onServer = (chunk: Buffer): void => {
+      server.pause();
+      server.unshift(chunk);
+      join();
+    };
+    const onServerEnd = (): void => {
+      if (held.length === 0) join();
+      else this.#end(new UpstreamError('upstream_reset'));
+    };
+    const onAgentEnd = (): void => {
+      if (held.length === 0) join();
+      else this.#end(new ProxyError('client_aborted'));
+    };
+    const onAgent = (chunk: Buffer): void => {
+      held = held.length === 0 ? chunk : Buffer.concat([held, chunk]);
+      this.deadlineMs = Math.min(this.deadlineMs, deadlines.now + limits.handshakeMs);
+      const kind = readRaw(held);
+      if (kind === 'incomplete') return;
+      if (kind === 'opaque') {
+        join();
+        return;
+      }
+      stop();
+      server.destroy();
+      this.#server = null;
+      this.#serverFacts = null;
+      this.#verdict = gateVerdict;
+      this.mode = 'undecided';
+      this.#wasLate = true;
+      this.#held = held;
+      this.#readFirstBytes();
+    };
+    this.#stopReadingRaw = stop;
+    this.deadlineMs = deadlines.now + (held.length === 0 ? limits.idleMs : limits.handshakeMs);
+    deadlines.add(this);
+    socket.on('data', onAgent);
+    socket.on('end', onAgentEnd);
+    server.on('data', onServer);
+    server.on('end', onServerEnd);
+    server.on('close', onServerEnd);
+    socket.resume();
   }
 
   #join(firstBytes: Buffer): void {
@@ -544,6 +640,8 @@ export class TunnelRun implements Tunnel, Expiring {
   #conclude(kind: OutcomeKind, verdict: Verdict, error: ProxyError | null, durable: boolean): Promise<void> {
     if (this.#isConcluded) return Promise.resolve();
     this.#isConcluded = true;
+    this.#stopReadingRaw?.();
+    this.#dialing.abort();
     const { pipeline, counter, tunnels, deadlines } = this.#context;
     deadlines.delete(this);
     tunnels.delete(this);
