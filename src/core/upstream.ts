@@ -37,6 +37,9 @@ export interface AcquireOptions {
 export interface Upstreams {
   /** A pooled connection if one is free now, else null; saves a promise on the hot path. */
   tryAcquire(origin: Origin, options: AcquireOptions): Lease | null;
-  /** @throws UpstreamError any of the upstream codes and `address_denied`; LimitError when too many wait */
-  acquire(origin: Origin, options: AcquireOptions): Promise<Lease>;
+  /**
+   * @param signal the exchange is over: it leaves the queue, and a dial for it is given up
+   * @throws UpstreamError any of the upstream codes and `address_denied`; LimitError when too many wait; ProxyError `client_aborted`
+   */
+  acquire(origin: Origin, options: AcquireOptions, signal?: AbortSignal): Promise<Lease>;
 }

@@ -2,7 +2,7 @@ import { ProtocolError, ProxyError, UpstreamError, causeOf, codeFacts } from '..
 import type { Code } from '../core/errors.ts';
 import type { AuditEvent, Outcome, OutcomeKind, Recognition, Timings } from '../core/exchange.ts';
 import type { Policy } from '../core/facts.ts';
-import { endToEndHeaders, headerValue, joinCookies, listTokens } from '../core/headers.ts';
+import { endToEndHeaders, headerValues, joinCookies, listTokens } from '../core/headers.ts';
 import type {
   BodySink,
   BodySource,
@@ -25,7 +25,7 @@ import { HeldBody, LazySink, Pump } from './pump.ts';
 import { grpcAnswer, httpAnswer, refusalOf, refusalOfVerdict } from './respond.ts';
 import type { Refusal } from './respond.ts';
 import { requestStage, responseStage } from './stages.ts';
-import type { MessageStage } from './stages.ts';
+import type { MessageStage, StageOwner } from './stages.ts';
 import { checkHeadSize, readTarget } from './target.ts';
 import type { Target } from './target.ts';
 import { WebSocketBridge, upstreamHandshake } from './websocket.ts';
@@ -72,6 +72,12 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   #isAnswered = false;
   #isConcluded = false;
   #expectedAccept: string | null = null;
+  /** Ends the wait for an upstream connection. */
+  #waiting: AbortController | null = null;
+  readonly #stageOwner: StageOwner = {
+    policy: () => this.#policy,
+    hold: (bytes) => this.#context.open.hold(this, bytes),
+  };
 
   constructor(context: PipelineContext, tunnel: Tunnel, client: ClientStream, expected: Destination | null) {
     this.#context = context;
@@ -117,12 +123,26 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     run.#refuse(refusalOf(error, run.id), verdictOfCode(error.code), error);
   }
 
+  /** The agent went away before anybody knew who it was: there is only the record to leave. */
+  static abandoned(context: PipelineContext, tunnel: Tunnel, client: ClientStream): void {
+    const run = new ExchangeRun(context, tunnel, client, tunnel.destination);
+    void run.#conclude('aborted', verdictOfCode('client_aborted'), new ProxyError('client_aborted'), false);
+  }
+
   rejudge(policy: Policy): void {
     if (this.#facts === null || this.#isConcluded || this.#verdict === null) return;
     const verdict = policy.request(this.#facts);
     this.#policy = policy;
-    if (!isRefusal(verdict)) return;
-    this.#cutByPolicy({ ...verdict, reason: 'policy_changed' });
+    if (isRefusal(verdict)) this.#cutByPolicy({ ...verdict, reason: 'policy_changed' });
+    else if (this.#isUnread() && policy.needsMessages(this.#facts)) {
+      // A rule that came now reads what has been passing unread: the rest of it cannot be judged without its beginning.
+      this.#cutByPolicy(verdictOfCode('policy_changed'));
+    }
+  }
+
+  /** A body is under way that nobody looks into. */
+  #isUnread(): boolean {
+    return [this.#outbound, this.#inbound].some((pump) => pump !== null && !pump.isOver && pump.stage === null);
   }
 
   cut(error: ProxyError): void {
@@ -149,7 +169,10 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
         return;
       }
     }
-    const saysGrpc = isGrpc(headerValue(request.headers, 'content-type'));
+    const types = headerValues(request.headers, 'content-type');
+    // Servers take the first, the last, or any that they know.
+    if (types.length > 1) throw new ProtocolError('bad_header', 'Content-Type is repeated.');
+    const saysGrpc = isGrpc(types[0]);
     const grpc = saysGrpc ? parseGrpcPath(target.path) : null;
     if (saysGrpc && grpc === null) throw new ProtocolError('bad_grpc', 'The path is not /package.Service/Method.');
     const layer: Layer = request.upgrade === 'websocket' ? 'websocket' : grpc === null ? 'http' : 'grpc';
@@ -171,7 +194,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       return;
     }
     if (layer === 'http' && this.#body.length !== 0) {
-      const stage = requestStage(this.#policy, facts, request, this.#context.limits);
+      const stage = requestStage(this.#stageOwner, facts, request, this.#context.limits);
       if (stage !== null) {
         this.#readWhole(stage);
         return;
@@ -223,7 +246,8 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       return;
     }
     const startedAt = this.#context.now();
-    this.#context.upstreams.acquire(origin, options).then(
+    this.#waiting = new AbortController();
+    this.#context.upstreams.acquire(origin, options, this.#waiting.signal).then(
       (lease) => {
         this.#timings.upstreamConnect = this.#context.now() - startedAt;
         if (this.#isConcluded) lease.release();
@@ -277,7 +301,9 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
       return;
     }
     const stage =
-      this.#facts === null || isHeld ? null : requestStage(this.#policy, this.#facts, request, this.#context.limits);
+      this.#facts === null || isHeld
+        ? null
+        : requestStage(this.#stageOwner, this.#facts, request, this.#context.limits);
     this.#outbound = new Pump(body, this.#upstream.body, stage, {
       ended: () => {
         this.#isRequestSent = true;
@@ -305,7 +331,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     const out: ResponseHead = { ...head, headers: endToEndHeaders(head.headers, DROPPED_RESPONSE_HEADERS) };
     let stage;
     try {
-      stage = this.#facts === null ? null : responseStage(this.#policy, this.#facts, out, this.#context.limits);
+      stage = this.#facts === null ? null : responseStage(this.#stageOwner, this.#facts, out, this.#context.limits);
     } catch (error) {
       body.cancel();
       this.#fail(error);
@@ -446,6 +472,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
 
   /** Stops both directions upstream. */
   #stop(): void {
+    this.#waiting?.abort();
     this.#outbound?.stop();
     this.#inbound?.stop();
     this.#upstream?.abort();

@@ -1,3 +1,4 @@
+import { LimitError } from '../core/errors.ts';
 import type { ProxyError } from '../core/errors.ts';
 import type { Policy } from '../core/facts.ts';
 import type { Limits } from '../core/settings.ts';
@@ -10,11 +11,20 @@ export interface OpenExchange {
   cut(error: ProxyError): void;
 }
 
+/** Whole bodies of the largest size that may be held at once, in all and for one agent; and never less than so many bytes. */
+const WHOLE_BODIES = 32;
+const WHOLE_BODIES_PER_AGENT = 16;
+const MIN_HELD_BYTES = 16 * 1024 * 1024;
+
 /** All open exchanges, with their limits. */
 export class OpenExchanges {
   readonly #all = new Set<OpenExchange>();
   readonly #perAgent = new Map<string, number>();
   readonly #limits: Limits;
+  /** Bytes of bodies that are held whole, by exchange and by agent. */
+  readonly #held = new Map<OpenExchange, number>();
+  readonly #heldPerAgent = new Map<string, number>();
+  #heldBytes = 0;
   #onEmpty: (() => void) | null = null;
 
   constructor(limits: Limits) {
@@ -34,8 +44,34 @@ export class OpenExchanges {
     return true;
   }
 
+  /**
+   * Counts bytes that an exchange holds until it ends. One body is bounded by its own limit; this bounds all of them together.
+   * @throws LimitError `too_many_streams`
+   */
+  hold(exchange: OpenExchange, bytes: number): void {
+    const mine = this.#heldPerAgent.get(exchange.agentId) ?? 0;
+    const most = (bodies: number): number => Math.max(MIN_HELD_BYTES, bodies * this.#limits.messageBytes);
+    if (this.#heldBytes + bytes > most(WHOLE_BODIES) || mine + bytes > most(WHOLE_BODIES_PER_AGENT)) {
+      throw new LimitError('too_many_streams', 'Too many bodies are held for inspection.');
+    }
+    this.#heldBytes += bytes;
+    this.#heldPerAgent.set(exchange.agentId, mine + bytes);
+    this.#held.set(exchange, (this.#held.get(exchange) ?? 0) + bytes);
+  }
+
+  #letGo(exchange: OpenExchange): void {
+    const bytes = this.#held.get(exchange);
+    if (bytes === undefined) return;
+    this.#held.delete(exchange);
+    this.#heldBytes -= bytes;
+    const mine = (this.#heldPerAgent.get(exchange.agentId) ?? bytes) - bytes;
+    if (mine > 0) this.#heldPerAgent.set(exchange.agentId, mine);
+    else this.#heldPerAgent.delete(exchange.agentId);
+  }
+
   delete(exchange: OpenExchange): void {
     if (!this.#all.delete(exchange)) return;
+    this.#letGo(exchange);
     const mine = this.#perAgent.get(exchange.agentId) ?? 1;
     if (mine <= 1) this.#perAgent.delete(exchange.agentId);
     else this.#perAgent.set(exchange.agentId, mine - 1);

@@ -13,6 +13,8 @@ export interface Stage {
   end(out: (bytes: Buffer) => void): Verdict | null;
   /** Messages judged so far. */
   readonly messages: number;
+  /** Trailers would go on unseen: a body that has some fails. */
+  readonly refusesTrailers?: boolean;
 }
 
 export interface PumpEvents {
@@ -40,6 +42,11 @@ export class Pump implements BodyConsumer {
     this.stage = stage;
   }
 
+  /** The body has ended, or it will not. */
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
   start(): void {
     this.#sink.onDrain = () => this.#source.resume();
     this.#source.start(this);
@@ -65,6 +72,10 @@ export class Pump implements BodyConsumer {
 
   end(trailers: RawHeaders): void {
     if (this.#isOver) return;
+    if (trailers.length > 0 && this.stage?.refusesTrailers === true) {
+      this.fail(new ProxyError('inspection_incomplete', 'A rule reads this body, and trailers cannot be read yet.'));
+      return;
+    }
     if (this.stage !== null && !this.#judge((stage) => stage.end(this.#write))) return;
     this.#isOver = true;
     this.#sink.end(trailers);

@@ -370,10 +370,10 @@ class Connection implements Expiring {
     };
     this.#identify(stream.request.headers).then(
       (identified) => {
-        if (isGone) return;
         const agent = identified.kind === 'agent' ? identified.agent : NOBODY;
         const tunnel = this.#pseudoTunnel(agent, url?.destination ?? NOWHERE, 'absolute_form');
-        if (identified.kind !== 'agent') {
+        if (isGone) ExchangeRun.abandoned(tunnels.pipeline, tunnel, stream);
+        else if (identified.kind !== 'agent') {
           ExchangeRun.refused(tunnels.pipeline, tunnel, stream, identityError(identified));
         } else if (url?.scheme === 'https') {
           // The agent asks us to speak TLS for it over a clear connection: what it sends is not confidential, and no client does this by mistake.

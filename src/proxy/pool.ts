@@ -20,6 +20,7 @@ export interface PoolDialer {
 
 interface Waiter {
   readonly options: AcquireOptions;
+  readonly signal: AbortSignal | undefined;
   readonly resolve: (lease: Lease) => void;
   readonly reject: (error: unknown) => void;
 }
@@ -36,6 +37,8 @@ export class UpstreamPools implements Upstreams {
   readonly #dialer: PoolDialer;
   readonly #limits: Limits;
   readonly #deadlines: Deadlines;
+  /** Idle connections of all pools, the one idle longest first. Agents choose hosts: without a bound they choose how many sockets we keep. */
+  readonly #idle = new Set<H1Entry>();
 
   constructor(dialer: PoolDialer, limits: Limits, deadlines: Deadlines) {
     this.#dialer = dialer;
@@ -49,14 +52,25 @@ export class UpstreamPools implements Upstreams {
   }
 
   /** @throws UpstreamError any of the upstream codes and `address_denied`; LimitError `too_many_streams` */
-  acquire(origin: Origin, options: AcquireOptions): Promise<Lease> {
+  acquire(origin: Origin, options: AcquireOptions, signal?: AbortSignal): Promise<Lease> {
     const key = keyOf(origin);
     let pool = this.#pools.get(key);
     if (pool === undefined) {
-      pool = new OriginPool(origin, this.#dialer, this.#limits, this.#deadlines, () => this.#pools.delete(key));
+      pool = new OriginPool(origin, this.#dialer, this.#limits, this.#deadlines, {
+        empty: () => this.#pools.delete(key),
+        idle: (entry) => this.#keep(entry),
+        used: (entry) => this.#idle.delete(entry),
+      });
       this.#pools.set(key, pool);
     }
-    return pool.acquire(options);
+    return pool.acquire(options, signal);
+  }
+
+  #keep(entry: H1Entry): void {
+    this.#idle.add(entry);
+    if (this.#idle.size <= this.#limits.connections) return;
+    const [oldest] = this.#idle;
+    oldest?.connection.destroy();
   }
 
   /** Closes idle connections; busy ones close when their exchange ends. */
@@ -133,12 +147,19 @@ class H2Entry implements Lease, Expiring {
   }
 }
 
+interface PoolOwner {
+  empty(): void;
+  idle(entry: H1Entry): void;
+  /** Not idle any more: taken or closed. */
+  used(entry: H1Entry): void;
+}
+
 class OriginPool {
   readonly #origin: Origin;
   readonly #dialer: PoolDialer;
   readonly #limits: Limits;
   readonly #deadlines: Deadlines;
-  readonly #onEmpty: () => void;
+  readonly #owner: PoolOwner;
   readonly #idle: H1Entry[] = [];
   readonly #h1 = new Set<H1Entry>();
   readonly #h2 = new Set<H2Entry>();
@@ -147,12 +168,12 @@ class OriginPool {
   /** What the server chose last; null while nobody has asked it. */
   #known: 'h2' | 'http/1.1' | null = null;
 
-  constructor(origin: Origin, dialer: PoolDialer, limits: Limits, deadlines: Deadlines, onEmpty: () => void) {
+  constructor(origin: Origin, dialer: PoolDialer, limits: Limits, deadlines: Deadlines, owner: PoolOwner) {
     this.#origin = origin;
     this.#dialer = dialer;
     this.#limits = limits;
     this.#deadlines = deadlines;
-    this.#onEmpty = onEmpty;
+    this.#owner = owner;
   }
 
   get size(): number {
@@ -171,39 +192,53 @@ class OriginPool {
     }
     if (options.prefer === 'http/1.1' || !options.only) {
       for (let entry = this.#idle.pop(); entry !== undefined; entry = this.#idle.pop()) {
+        this.#owner.used(entry);
         if (entry.connection.isIdle) return entry;
       }
     }
     return null;
   }
 
-  acquire(options: AcquireOptions): Promise<Lease> {
+  acquire(options: AcquireOptions, signal?: AbortSignal): Promise<Lease> {
     const ready = this.tryAcquire(options);
     if (ready !== null) return Promise.resolve(ready);
     // Until the server has chosen a protocol, one dial answers for all: it may become an h2 connection that serves everybody.
     const mayShare = !options.fresh && !options.only && this.#known !== 'http/1.1' && this.#dialing > 0;
     if (!mayShare && this.#h1.size + this.#dialing < this.#limits.upstreamConnectionsPerOrigin)
-      return this.#dial(options);
+      return this.#dial(options, signal);
     if (this.#waiters.length >= MAX_WAITERS)
       return Promise.reject(new LimitError('too_many_streams', 'Too many requests wait for this server.'));
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
+      const settle = (): void => {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', onAbort);
+      };
+      const leave = (error: ProxyError): void => {
         const at = this.#waiters.indexOf(waiter);
-        if (at >= 0) this.#waiters.splice(at, 1);
-        reject(new LimitError('connect_timeout', 'No connection to the server came free.'));
-      }, this.#limits.connectMs * 2);
+        // No longer in the queue: it is being dialed for, and the dial knows the signal.
+        if (at < 0) return;
+        this.#waiters.splice(at, 1);
+        waiter.reject(error);
+      };
+      const onAbort = (): void => leave(new ProxyError('client_aborted'));
+      const timer = setTimeout(
+        () => leave(new LimitError('connect_timeout', 'No connection to the server came free.')),
+        this.#limits.connectMs * 2,
+      );
       const waiter: Waiter = {
         options,
+        signal,
         resolve: (lease) => {
-          clearTimeout(timer);
+          settle();
           resolve(lease);
         },
         reject: (error) => {
-          clearTimeout(timer);
+          settle();
           reject(error instanceof Error ? error : new ProxyError('internal_error'));
         },
       };
       this.#waiters.push(waiter);
+      signal?.addEventListener('abort', onAbort, { once: true });
     });
   }
 
@@ -224,28 +259,26 @@ class OriginPool {
     for (const waiter of this.#waiters.splice(0)) waiter.reject(new ProxyError('draining'));
   }
 
-  async #dial(options: AcquireOptions): Promise<Lease> {
+  async #dial(options: AcquireOptions, signal: AbortSignal | undefined): Promise<Lease> {
     this.#dialing++;
     try {
-      const entry = await this.#connect(options);
+      const entry = await this.#connect(options, signal);
       this.#dialing--;
       return entry;
     } catch (error) {
       this.#dialing--;
       // Whoever waited for this dial gets its own try, or the same refusal.
-      const waiter = this.#waiters.shift();
-      if (waiter !== undefined) this.#dial(waiter.options).then(waiter.resolve, waiter.reject);
-      else if (this.size === 0 && this.#dialing === 0) this.#onEmpty();
+      this.#freed();
       throw error;
     }
   }
 
-  async #connect(options: AcquireOptions): Promise<Lease> {
+  async #connect(options: AcquireOptions, signal: AbortSignal | undefined): Promise<Lease> {
     const { scheme, host, port, agentId } = this.#origin;
     let socket: Socket;
     let facts: UpstreamFacts;
     if (scheme === 'http') {
-      const dialed = await this.#dialer.dialTcp({ host, port });
+      const dialed = await this.#dialer.dialTcp({ host, port }, signal);
       socket = dialed.socket;
       facts = {
         address: dialed.address,
@@ -256,7 +289,10 @@ class OriginPool {
     } else {
       const other = options.prefer === 'h2' ? 'http/1.1' : 'h2';
       const alpn = options.only ? [options.prefer] : [options.prefer, other];
-      const dialed = await this.#dialer.dialTls({ host, port }, { alpn, sessionKey: agentId });
+      const dialed = await this.#dialer.dialTls(
+        { host, port },
+        { alpn, sessionKey: agentId, ...(signal === undefined ? {} : { signal }) },
+      );
       socket = dialed.socket;
       // A server without ALPN speaks HTTP/1.1.
       facts = {
@@ -275,6 +311,7 @@ class OriginPool {
       idle: () => this.#returned(entry),
       closed: () => {
         this.#h1.delete(entry);
+        this.#owner.used(entry);
         const at = this.#idle.indexOf(entry);
         if (at >= 0) this.#idle.splice(at, 1);
         this.#freed();
@@ -283,10 +320,7 @@ class OriginPool {
     const entry = new H1Entry(connection, facts, (returned) => this.#returned(returned));
     this.#h1.add(entry);
     // Those who waited to learn the protocol can now dial for themselves.
-    while (this.#waiters.length > 0 && this.#h1.size + this.#dialing <= this.#limits.upstreamConnectionsPerOrigin) {
-      const waiter = this.#waiters.shift();
-      if (waiter !== undefined) this.#dial(waiter.options).then(waiter.resolve, waiter.reject);
-    }
+    this.#dialForWaiters();
     return entry;
   }
 
@@ -307,9 +341,24 @@ class OriginPool {
     for (const waiter of this.#waiters.splice(0)) {
       if (waiter.options.only && waiter.options.prefer !== 'h2') this.#waiters.push(waiter);
       else if (entry.canTake) waiter.resolve(entry);
-      else this.#dial(waiter.options).then(waiter.resolve, waiter.reject);
+      else this.#dialFor(waiter);
     }
+    // An h2 session is no use to those who need HTTP/1.1, and nobody else dials for them.
+    this.#dialForWaiters();
     return entry;
+  }
+
+  /** From within a dial that is done but still counted. */
+  #dialForWaiters(): void {
+    while (this.#h1.size + this.#dialing <= this.#limits.upstreamConnectionsPerOrigin) {
+      const waiter = this.#waiters.shift();
+      if (waiter === undefined) return;
+      this.#dialFor(waiter);
+    }
+  }
+
+  #dialFor(waiter: Waiter): void {
+    this.#dial(waiter.options, waiter.signal).then(waiter.resolve, waiter.reject);
   }
 
   #returned(entry: H1Entry): void {
@@ -322,12 +371,15 @@ class OriginPool {
     );
     const waiter = at < 0 ? undefined : this.#waiters.splice(at, 1)[0];
     if (waiter !== undefined) waiter.resolve(entry);
-    else this.#idle.push(entry);
+    else {
+      this.#idle.push(entry);
+      this.#owner.idle(entry);
+    }
   }
 
   #freed(): void {
     const waiter = this.#waiters.shift();
-    if (waiter !== undefined) this.#dial(waiter.options).then(waiter.resolve, waiter.reject);
-    else if (this.size === 0 && this.#dialing === 0) this.#onEmpty();
+    if (waiter !== undefined) this.#dialFor(waiter);
+    else if (this.size === 0 && this.#dialing === 0) this.#owner.empty();
   }
 }

@@ -80,9 +80,10 @@ export class H1Upstream implements Expiring, BodyEvents {
     return this.#state === 'idle' && !this.#serverEnded && !this.socket.destroyed;
   }
 
-  /** Starts a request; only when `isIdle`. */
+  /** Starts a request; only when `isIdle`, or the handler is told that the connection is gone. */
   request(request: UpstreamRequest, handler: UpstreamHandler): UpstreamStream {
     const head = requestText(request);
+    if (!this.isIdle) return goneStream(handler);
     this.#handler = handler;
     this.#method = request.method;
     this.#isUpgrade = request.upgrade !== null;
@@ -456,6 +457,19 @@ function announcedIdleMs(headers: RawHeaders): number {
 
 function newCollector(limits: Limits): HeadCollector {
   return new HeadCollector(limits.headerBytes, 'upstream_header_too_large', 'upstream_protocol');
+}
+
+/** The connection ended between its promise and its use: as if it had been stale. */
+function goneStream(handler: UpstreamHandler): UpstreamStream {
+  let isAborted = false;
+  process.nextTick(() => {
+    if (!isAborted) handler.fail(new UpstreamError('upstream_reset'));
+  });
+  const abort = (): void => {
+    isAborted = true;
+  };
+  const body: BodySink = { onDrain: null, write: () => true, end: () => undefined, abort };
+  return { body, reused: true, sawBytes: () => false, abort };
 }
 
 const EMPTY_BODY: BodySource = {
