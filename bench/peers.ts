@@ -26,6 +26,9 @@ export interface Peer {
   stop(): void;
 }
 
+/** Where CPU profiles of the product go, if they are wanted. */
+export const settings: { profile: string | null } = { profile: null };
+
 const children = new Set<ChildProcess>();
 process.on('exit', () => {
   for (const child of children) child.kill('SIGKILL');
@@ -93,6 +96,9 @@ export interface SubfloorOptions {
   readonly name?: string;
 }
 
+/** As `npm start` runs it. */
+const NODE_FLAGS = (process.env['BENCH_NODE_FLAGS'] ?? '--min-semi-space-size=16').split(' ').filter(Boolean);
+
 const RULES = `version: 1
 rules:
   - { id: bench, match: { host: ["${HOST}", "*.${HOST}"] }, action: allow }
@@ -114,9 +120,18 @@ async function subfloor(world: World, ports: Ports, options: SubfloorOptions = {
     `listen: { proxy: "127.0.0.1:${port}", admin: "127.0.0.1:${admin}" }\nrules: rules\ncerts: certs\naudit: { file: ${options.audit === false ? '/dev/null' : 'audit.jsonl'} }\nlog: { level: error, format: json }\n` +
       `upstream:\n  ca: ["${world.upstreamCaFile}"]\n  hosts:\n${hosts.join('\n')}\naddresses: { allow: ["127.0.0.0/8"] }\n`,
   );
+  const { profile } = settings;
   const child = spawn(
     process.execPath,
-    [join(import.meta.dirname, '../dist/cli.js'), 'start', '--quiet', '--config', join(folder, 'subfloor.yaml')],
+    [
+      ...NODE_FLAGS,
+      ...(profile === null ? [] : ['--cpu-prof', `--cpu-prof-dir=${profile}`]),
+      join(import.meta.dirname, '../dist/cli.js'),
+      'start',
+      '--quiet',
+      '--config',
+      join(folder, 'subfloor.yaml'),
+    ],
     {
       stdio: ['ignore', 'ignore', 'pipe'],
       cwd: folder,
@@ -144,7 +159,14 @@ async function subfloor(world: World, ports: Ports, options: SubfloorOptions = {
     target: 'name',
     pid: child.pid ?? null,
     can: new Set(['intercept', 'h2', 'blind']),
-    stop: () => stopChild(child),
+    // A killed process writes no profile.
+    stop: () => {
+      if (profile === null) stopChild(child);
+      else {
+        children.delete(child);
+        child.kill('SIGTERM');
+      }
+    },
   };
 }
 

@@ -1,6 +1,6 @@
 /**
  * Measures the product beside other proxies in one run on one machine and prints ratios.
- * npm run bench -- [--quick] [--rounds N] [--phases a,b] [--peers x,y] [--json] [--no-write]
+ * npm run bench -- [--quick] [--rounds N] [--phases a,b] [--peers x,y] [--json] [--no-write] [--profile DIR]
  */
 import { execFileSync } from 'node:child_process';
 import { spawn } from 'node:child_process';
@@ -11,7 +11,7 @@ import { parseArgs } from 'node:util';
 import pc from 'picocolors';
 import { decideBench } from './decide.ts';
 import type { Job } from './generator.ts';
-import { PEERS, cpuMs, isInstalled, nodeScript, residentBytes, stopChild } from './peers.ts';
+import { PEERS, cpuMs, isInstalled, nodeScript, residentBytes, settings, stopChild } from './peers.ts';
 import type { Peer, Ports } from './peers.ts';
 import { HOST, makeWorld } from './world.ts';
 
@@ -23,8 +23,10 @@ const { values: flags } = parseArgs({
     peers: { type: 'string' },
     json: { type: 'boolean', default: false },
     'no-write': { type: 'boolean', default: false },
+    profile: { type: 'string' },
   },
 });
+settings.profile = flags.profile ?? null;
 const rounds = flags.rounds === undefined ? (flags.quick ? 1 : 3) : Number(flags.rounds);
 const seconds = flags.quick ? 1.5 : 4;
 

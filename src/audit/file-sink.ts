@@ -37,15 +37,15 @@ interface Outage {
 }
 
 /** Waiting this long gathers many records into one write. */
-const FLUSH_MS = 4;
+const FLUSH_MS = 20;
 /** …unless this much is there already. */
 const FLUSH_BYTES = 262_144;
 /** Largest write at once. */
 const BATCH_BYTES = 131_072;
 /** Records that nobody waits for are on disk at most this long after they were written. */
-const SYNC_MS = 50;
+const SYNC_MS = 500;
 /** Written bytes that are kept until they are synced; at this many they are synced at once. */
-const UNSYNCED_BYTES = 4_194_304;
+const UNSYNCED_BYTES = 16_777_216;
 /** How often we look whether the file is still where it was. */
 const PLACE_CHECK_MS = 250;
 const FIRST_RETRY_MS = 100;

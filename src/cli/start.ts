@@ -6,6 +6,7 @@ import { causeOf } from '../core/errors.ts';
 import type { Log } from '../core/ports.ts';
 import type { Settings } from '../core/settings.ts';
 import { createLog } from '../log.ts';
+import { tuneCollector } from './collector.ts';
 import { settingsFromFlags, withSettingsOptions } from './settings-options.ts';
 import type { SettingsFlags } from './settings-options.ts';
 
@@ -24,6 +25,7 @@ export function addStartCommand(program: Command): void {
       const { settings, warnings } = await settingsFromFlags(flags);
       const log = createLog(settings.log);
       guardProcess(log);
+      tuneCollector();
       const app = await startApp({ settings, log });
       for (const warning of warnings) log.warn({}, warning);
       if (flags.quiet !== true) process.stderr.write(banner(app, settings));

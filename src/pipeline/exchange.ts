@@ -45,6 +45,7 @@ export function verdictOfCode(code: Code, action: 'deny' | 'allow' = 'deny'): Ve
  * answer → conclude. Every way out passes `#conclude`, which writes exactly one record.
  */
 export class ExchangeRun implements OpenExchange, UpstreamHandler {
+  slot = -1;
   readonly id: string;
   readonly agentId: string;
   readonly #context: PipelineContext;

@@ -1,10 +1,12 @@
 import { LimitError } from '../core/errors.ts';
 import type { ProxyError } from '../core/errors.ts';
+import { Registry } from '../core/registry.ts';
+import type { Registered } from '../core/registry.ts';
 import type { Policy } from '../core/facts.ts';
 import type { Limits } from '../core/settings.ts';
 
 /** An exchange that has not concluded. */
-export interface OpenExchange {
+export interface OpenExchange extends Registered {
   readonly agentId: string;
   /** New rules are in force: goes on, or is cut. */
   rejudge(policy: Policy): void;
@@ -18,7 +20,7 @@ const MIN_HELD_BYTES = 16 * 1024 * 1024;
 
 /** All open exchanges, with their limits. */
 export class OpenExchanges {
-  readonly #all = new Set<OpenExchange>();
+  readonly #all = new Registry<OpenExchange>();
   readonly #perAgent = new Map<string, number>();
   readonly #limits: Limits;
   /** Bytes of bodies that are held whole, by exchange and by agent. */
@@ -79,11 +81,11 @@ export class OpenExchanges {
   }
 
   rejudge(policy: Policy): void {
-    for (const exchange of this.#all) exchange.rejudge(policy);
+    for (const exchange of this.#all.snapshot()) exchange.rejudge(policy);
   }
 
   cut(error: ProxyError): void {
-    for (const exchange of this.#all) exchange.cut(error);
+    for (const exchange of this.#all.snapshot()) exchange.cut(error);
   }
 
   /** Resolves when nothing is open any more. */

@@ -49,6 +49,7 @@ const HOLD_BYTES = 64 * 1024;
  * before the answer to the one before is complete.
  */
 export class H1Connection implements Expiring, BodyEvents {
+  slot = -1;
   deadlineMs: number;
   readonly socket: Socket;
   readonly #options: H1Options;

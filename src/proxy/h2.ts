@@ -3,6 +3,8 @@ import type { IncomingHttpHeaders, OutgoingHttpHeaders, ServerHttp2Session, Serv
 import type { Socket } from 'node:net';
 import { LimitError, ProtocolError, ProxyError, codeFacts } from '../core/errors.ts';
 import type { RawHeaders } from '../core/headers.ts';
+import { Registry } from '../core/registry.ts';
+import type { Registered } from '../core/registry.ts';
 import type { Limits } from '../core/settings.ts';
 import type {
   BodyConsumer,
@@ -45,10 +47,11 @@ export function serveH2(socket: Socket, options: H2Options): H2Server {
 }
 
 class Session implements H2Server, Expiring {
+  slot = -1;
   deadlineMs: number;
   readonly #session: ServerHttp2Session;
   readonly #options: H2Options;
-  readonly #streams = new Set<H2ClientStream>();
+  readonly #streams = new Registry<H2ClientStream>();
   #resets = 0;
   #resetsSinceMs: number;
   #isOver = false;
@@ -109,7 +112,7 @@ class Session implements H2Server, Expiring {
       this.#session.destroy();
       return;
     }
-    for (const stream of this.#streams) stream.checkProgress(nowMs);
+    for (const stream of this.#streams.snapshot()) stream.checkProgress(nowMs);
     this.deadlineMs = nowMs + Math.min(limits.slowWriteMs, limits.idleMs) / 2;
   }
 
@@ -162,7 +165,7 @@ class Session implements H2Server, Expiring {
     if (this.#isOver) return;
     this.#isOver = true;
     this.#options.deadlines.delete(this);
-    for (const stream of [...this.#streams]) stream.gone(error ?? new ProxyError('client_aborted'));
+    for (const stream of this.#streams.snapshot()) stream.gone(error ?? new ProxyError('client_aborted'));
     this.#streams.clear();
     if (error !== null) this.#options.onError(error);
     this.#options.onClose();
@@ -170,7 +173,8 @@ class Session implements H2Server, Expiring {
 }
 
 /** One stream of a session, both directions. */
-class H2ClientStream implements ClientStream, BodySource, BodySink {
+class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
+  slot = -1;
   readonly request: RequestHead;
   readonly body: BodySource;
   readonly length: number | null;

@@ -1,5 +1,8 @@
+import { Registry } from '../core/registry.ts';
+import type { Registered } from '../core/registry.ts';
+
 /** Something with a deadline. Moving the deadline is one assignment, so it can be done on every chunk. */
-export interface Expiring {
+export interface Expiring extends Registered {
   /** Milliseconds on the clock of `Deadlines.now`; Infinity for none. */
   deadlineMs: number;
   /** Called once per passed deadline; sets a new one or ends the thing. Must not throw. */
@@ -11,7 +14,7 @@ export interface Expiring {
  * Deadlines are met late by up to one tick, never early.
  */
 export class Deadlines {
-  readonly #entries = new Set<Expiring>();
+  readonly #entries = new Registry<Expiring>();
   readonly #timer: NodeJS.Timeout;
   /** Coarse monotonic clock in milliseconds, renewed every tick. */
   now: number;
@@ -22,8 +25,9 @@ export class Deadlines {
     this.#timer.unref();
   }
 
+  /** Does nothing when the entry is already here. */
   add(entry: Expiring): void {
-    this.#entries.add(entry);
+    if (entry.slot < 0) this.#entries.add(entry);
   }
 
   delete(entry: Expiring): void {

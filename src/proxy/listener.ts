@@ -20,7 +20,8 @@ import { H1Connection } from './h1.ts';
 import type { Expiring } from './limits.ts';
 import { sniff } from './sniff.ts';
 import { SocksConnection } from './socks-connection.ts';
-import { SOCKET_BUFFER_BYTES } from './terminate.ts';
+import { Registry, Seat } from '../core/registry.ts';
+import { SOCKET_BUFFER_BYTES } from './connect-race.ts';
 import { TunnelRun, recordRefusedTunnel } from './tunnel.ts';
 import type { TunnelContext } from './tunnel.ts';
 
@@ -39,7 +40,7 @@ export class ProxyListener {
   readonly #context: ListenerContext;
   readonly #server: Server;
   readonly #secureContext: SecureContext | null;
-  readonly #connections = new Set<Connection>();
+  readonly #connections = new Registry<Seat<Connection>>();
 
   constructor(settings: ListenerSettings, context: ListenerContext) {
     this.settings = settings;
@@ -91,12 +92,12 @@ export class ProxyListener {
   /** Stops accepting; idle client connections are closed. */
   drain(): void {
     this.#server.close();
-    for (const connection of this.#connections) connection.drain();
+    for (const { item } of this.#connections.snapshot()) item.drain();
   }
 
   close(): void {
     this.#server.close();
-    for (const connection of this.#connections) connection.destroy();
+    for (const { item } of this.#connections.snapshot()) item.destroy();
   }
 
   #accept(socket: Socket): void {
@@ -111,9 +112,10 @@ export class ProxyListener {
       return;
     }
     const connection = new Connection(this.#context, this.settings, socket, this.#secureContext, () =>
-      this.#connections.delete(connection),
+      this.#connections.delete(seat),
     );
-    this.#connections.add(connection);
+    const seat = new Seat(connection);
+    this.#connections.add(seat);
     connection.start();
   }
 }
@@ -138,6 +140,7 @@ function listenerContext(tls: NonNullable<ListenerSettings['tls']>): SecureConte
 
 /** One accepted connection until it becomes a tunnel. */
 class Connection implements Expiring {
+  slot = -1;
   deadlineMs: number;
   readonly #context: ListenerContext;
   readonly #settings: ListenerSettings;

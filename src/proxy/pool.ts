@@ -1,6 +1,8 @@
 import type { TLSSocket } from 'node:tls';
 import type { Socket } from 'node:net';
 import { LimitError, ProxyError } from '../core/errors.ts';
+import { Registry } from '../core/registry.ts';
+import type { Registered } from '../core/registry.ts';
 import type { Limits } from '../core/settings.ts';
 import type { UpstreamHandler, UpstreamRequest, UpstreamStream } from '../core/stream.ts';
 import type { Destination } from '../core/tunnel.ts';
@@ -37,8 +39,8 @@ export class UpstreamPools implements Upstreams {
   readonly #dialer: PoolDialer;
   readonly #limits: Limits;
   readonly #deadlines: Deadlines;
-  /** Idle connections of all pools, the one idle longest first. Agents choose hosts: without a bound they choose how many sockets we keep. */
-  readonly #idle = new Set<H1Entry>();
+  /** Idle connections of all pools. Agents choose hosts: without a bound they choose how many sockets we keep. */
+  readonly #idle = new Registry<H1Entry>();
 
   constructor(dialer: PoolDialer, limits: Limits, deadlines: Deadlines) {
     this.#dialer = dialer;
@@ -67,10 +69,12 @@ export class UpstreamPools implements Upstreams {
   }
 
   #keep(entry: H1Entry): void {
+    entry.idleSinceMs = this.#deadlines.now;
     this.#idle.add(entry);
     if (this.#idle.size <= this.#limits.connections) return;
-    const [oldest] = this.#idle;
-    oldest?.connection.destroy();
+    let oldest = entry;
+    for (const other of this.#idle) if (other.idleSinceMs < oldest.idleSinceMs) oldest = other;
+    oldest.connection.destroy();
   }
 
   /** Closes idle connections; busy ones close when their exchange ends. */
@@ -95,7 +99,9 @@ function keyOf(origin: Origin): string {
   return `${origin.agentId} ${origin.scheme} ${origin.host} ${origin.port}`;
 }
 
-class H1Entry implements Lease {
+class H1Entry implements Lease, Registered {
+  slot = -1;
+  idleSinceMs = 0;
   readonly connection: H1Upstream;
   readonly facts: UpstreamFacts;
   retired = false;
@@ -117,6 +123,7 @@ class H1Entry implements Lease {
 }
 
 class H2Entry implements Lease, Expiring {
+  slot = -1;
   deadlineMs = Infinity;
   readonly session: H2Upstream;
   readonly facts: UpstreamFacts;

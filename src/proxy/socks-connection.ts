@@ -26,6 +26,7 @@ export interface SocksHandlers {
 
 /** Carries a `Socks5Parser` over a socket until it has become a tunnel. */
 export class SocksConnection implements Expiring {
+  slot = -1;
   deadlineMs: number;
   readonly #socket: Socket;
   readonly #handlers: SocksHandlers;

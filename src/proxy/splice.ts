@@ -7,6 +7,7 @@ import type { Deadlines, Expiring } from './limits.ts';
  * Joins two sockets and moves bytes unseen, both ways, with back-pressure and half-close. For passthrough and raw tunnels only: the caller has judged the tunnel.
  */
 export class Splice implements Expiring {
+  slot = -1;
   deadlineMs: number;
   readonly #agent: Socket;
   readonly #server: Socket;

@@ -6,6 +6,7 @@ import type { ProxyError } from '../core/errors.ts';
 import { ProtocolError } from '../core/errors.ts';
 import type { Destination } from '../core/tunnel.ts';
 import { canonicalHost } from '../core/url.ts';
+import { SOCKET_BUFFER_BYTES } from './connect-race.ts';
 import { readClientHello } from '../tls/client-hello.ts';
 import type { TrustFailures } from '../tls/trust-failures.ts';
 
@@ -89,9 +90,6 @@ export async function terminate(tools: TlsTools, socket: Socket, host: string, f
     socket.on('close', onClose);
   });
 }
-
-/** Twice the bulk throughput of Node's default of 64 KiB; bounded per connection. */
-export const SOCKET_BUFFER_BYTES = 256 * 1024;
 
 function releaseControl(secure: TLSSocket): void {
   const release: unknown = Reflect.get(secure, '_releaseControl');

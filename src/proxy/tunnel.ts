@@ -61,6 +61,7 @@ const MAX_SNIFF_BYTES = 64 * 1024;
 
 /** One tunnel from its request to its record. Gate → first bytes → intercept, plain HTTP, passthrough or raw. */
 export class TunnelRun implements Tunnel, Expiring {
+  slot = -1;
   readonly id: string;
   readonly agent: Agent;
   readonly destination: Destination;

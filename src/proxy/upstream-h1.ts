@@ -34,6 +34,7 @@ const MAX_INFORMATIONAL = 16;
 
 /** The server's side of HTTP/1: one request at a time on one connection. */
 export class H1Upstream implements Expiring, BodyEvents {
+  slot = -1;
   deadlineMs: number;
   readonly socket: Socket;
   readonly #limits: Limits;

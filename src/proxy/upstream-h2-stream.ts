@@ -22,6 +22,7 @@ type ResponseHeaders = IncomingHttpHeaders & { ':status'?: number | undefined };
 
 /** One request of an HTTP/2 connection to a server: its body is written to `body`, its answer goes to the handler. */
 export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, Expiring {
+  slot = -1;
   deadlineMs: number;
   readonly reused: boolean;
   readonly body: BodySink;
@@ -30,7 +31,7 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
   readonly #stream: ClientHttp2Stream;
   readonly #limits: Limits;
   readonly #deadlines: Deadlines;
-  readonly #onGone: (stream: H2UpstreamStream) => void;
+  readonly #onGone: () => void;
   readonly #method: string;
   #handler: UpstreamHandler | null;
   #consumer: BodyConsumer | null = null;
@@ -53,7 +54,7 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
     limits: Limits,
     deadlines: Deadlines,
     reused: boolean,
-    onGone: (stream: H2UpstreamStream) => void,
+    onGone: () => void,
   ) {
     this.#stream = stream;
     this.#handler = handler;
@@ -262,7 +263,7 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
     this.#isOver = true;
     this.#rest = null;
     this.#deadlines.delete(this);
-    this.#onGone(this);
+    this.#onGone();
   }
 }
 

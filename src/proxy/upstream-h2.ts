@@ -2,6 +2,7 @@ import { connect, constants } from 'node:http2';
 import type { ClientHttp2Session, ClientHttp2Stream, OutgoingHttpHeaders, Settings } from 'node:http2';
 import type { Socket } from 'node:net';
 import { ProtocolError, UpstreamError } from '../core/errors.ts';
+import { Registry, Seat } from '../core/registry.ts';
 import type { Limits } from '../core/settings.ts';
 import type { UpstreamHandler, UpstreamRequest, UpstreamStream } from '../core/stream.ts';
 import { objectHeaders, sessionHeaderLimits } from './h2-headers.ts';
@@ -20,7 +21,7 @@ export class H2Upstream {
   readonly #session: ClientHttp2Session;
   readonly #limits: Limits;
   readonly #deadlines: Deadlines;
-  readonly #streams = new Set<H2UpstreamStream>();
+  readonly #streams = new Registry<Seat<H2UpstreamStream>>();
   readonly #onGone: () => void;
   #isUsable = true;
   #isOver = false;
@@ -47,7 +48,7 @@ export class H2Upstream {
     session.on('error', () => this.#stop());
     session.on('goaway', (_code: number, lastStreamId: number) => {
       this.#isUsable = false;
-      for (const stream of [...this.#streams]) stream.refusedAfter(lastStreamId);
+      for (const { item } of this.#streams.snapshot()) item.refusedAfter(lastStreamId);
     });
     session.on('close', () => this.#stop());
     session.on('frameError', () => undefined);
@@ -105,9 +106,10 @@ export class H2Upstream {
       this.#limits,
       this.#deadlines,
       this.#served++ > 0,
-      this.#onStreamGone,
+      () => this.#streams.delete(seat),
     );
-    this.#streams.add(running);
+    const seat = new Seat(running);
+    this.#streams.add(seat);
     return running;
   }
 
@@ -116,15 +118,11 @@ export class H2Upstream {
     this.#stop();
   }
 
-  readonly #onStreamGone = (stream: H2UpstreamStream): void => {
-    this.#streams.delete(stream);
-  };
-
   #stop(): void {
     if (this.#isOver) return;
     this.#isOver = true;
     this.#isUsable = false;
-    for (const stream of [...this.#streams]) stream.broken(new UpstreamError('upstream_reset'));
+    for (const { item } of this.#streams.snapshot()) item.broken(new UpstreamError('upstream_reset'));
     this.#onGone();
   }
 }
