@@ -9,6 +9,8 @@ import { watchPaths } from './config/watch.ts';
 import { ConfigError, ProxyError, causeOf } from './core/errors.ts';
 import type { Policy } from './core/facts.ts';
 import { createIds } from './core/ids.ts';
+import type { Agent } from './core/agent.ts';
+import { Registry } from './core/registry.ts';
 import type { AgentDirectory, AuditSink, Log } from './core/ports.ts';
 import type { Settings } from './core/settings.ts';
 import { createLog } from './log.ts';
@@ -153,7 +155,7 @@ export async function startApp(options: AppOptions): Promise<App> {
     limits,
     deadlines,
     counter: new OpenCounter(limits.tunnels, limits.tunnelsPerAgent),
-    tunnels: new Set(),
+    tunnels: new Registry(),
     log,
     isDraining: false,
   };
@@ -170,9 +172,14 @@ export async function startApp(options: AppOptions): Promise<App> {
         agents = nextAgents;
         if (!isSame) {
           log.info({ revision: next.policy.revision, rules: next.policy.ruleCount }, 'new rules are in force');
-          for (const tunnel of [...tunnels.tunnels]) tunnel.rejudge(next.policy);
+          for (const { item } of tunnels.tunnels.snapshot()) item.rejudge(next.policy);
           open.rejudge(next.policy);
         }
+        // Who is no longer who it was when it came has to come again.
+        const isGone = (agent: Agent): boolean => !nextAgents.isCurrent(agent);
+        open.cut(new ProxyError('policy_changed'), (exchange) => isGone(exchange.agent));
+        for (const { item } of tunnels.tunnels.snapshot())
+          if (isGone(item.agent)) item.destroy(new ProxyError('policy_changed'));
         return { ok: true, problems: [] };
       } catch (error) {
         const text = error instanceof ConfigError ? error.message : causeOf(error);
@@ -231,7 +238,7 @@ export async function startApp(options: AppOptions): Promise<App> {
       watcher.close();
       for (const listener of listeners) listener.close();
       open.cut(new ProxyError('draining'));
-      for (const tunnel of [...tunnels.tunnels]) tunnel.destroy(new ProxyError('draining'));
+      for (const { item } of tunnels.tunnels.snapshot()) item.destroy(new ProxyError('draining'));
       upstreams.close();
       admin.close();
       watchdog.close();
@@ -247,7 +254,7 @@ export async function startApp(options: AppOptions): Promise<App> {
       'draining: nothing new is taken, open exchanges may finish',
     );
     for (const listener of listeners) listener.drain();
-    for (const tunnel of [...tunnels.tunnels]) tunnel.drain();
+    for (const { item } of tunnels.tunnels.snapshot()) item.drain();
     const deadline = performance.now() + limits.drainMs;
     while ((open.size > 0 || tunnels.tunnels.size > 0) && performance.now() < deadline) {
       await new Promise((resolve) => setTimeout(resolve, 50));

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import type { Agent, ConnectionFacts, Identification, IdentifiedBy, ProxyCredentials } from '../core/agent.ts';
 import { cidrContains, parseAddress } from '../core/cidr.ts';
@@ -62,6 +63,10 @@ class EverybodyDirectory implements AgentDirectory {
   identify(): Promise<Identification> {
     return Promise.resolve({ kind: 'agent', agent: EVERYBODY });
   }
+
+  isCurrent(agent: Agent): boolean {
+    return agent === EVERYBODY;
+  }
 }
 
 /**
@@ -77,6 +82,7 @@ class FileDirectory implements AgentDirectory {
   readonly #byListener = new Map<string, Agent>();
   readonly #bySource: readonly { readonly cidr: Cidr; readonly agent: Agent }[];
   readonly #credentials: CredentialCheck;
+  readonly #means: ReadonlySet<string>;
 
   constructor(file: AgentsFile, options: CredentialCheckOptions) {
     this.#isAnonymousAllowed = file.anonymous === 'allow';
@@ -96,10 +102,17 @@ class FileDirectory implements AgentDirectory {
       new Map(file.agents.flatMap((entry) => entry.credentials.map(({ username, hash }) => [username, hash] as const))),
       options,
     );
+    this.#means = new Set(file.agents.flatMap((entry) => METHODS.map((identifiedBy) => meansOf(entry, identifiedBy))));
     this.agents = [
       ...file.agents.map((entry) => known(entry, strongestMethod(entry))),
       ...(this.#isAnonymousAllowed ? [EVERYBODY] : []),
     ];
+  }
+
+  isCurrent(agent: Agent): boolean {
+    if (agent === EVERYBODY) return this.#isAnonymousAllowed;
+    const means = MEANS.get(agent);
+    return means !== undefined && this.#means.has(means);
   }
 
   async identify(facts: ConnectionFacts, credentials: ProxyCredentials | null): Promise<Identification> {
@@ -150,8 +163,29 @@ function withoutKind(name: string): string {
   return name.replace(/^(?:DNS|URI|email|IP Address):/i, '').toLowerCase();
 }
 
+const METHODS: readonly IdentifiedBy[] = ['proxy_auth', 'client_certificate', 'source_address', 'listener'];
+
+/** By what each agent was identified, as a hash; beside the agents, since rules and records must not see it. */
+const MEANS = new WeakMap<Agent, string>();
+
 function known(entry: AgentEntry, identifiedBy: IdentifiedBy): Agent {
-  return { id: entry.id, name: entry.name, labels: entry.labels, identifiedBy };
+  const agent: Agent = { id: entry.id, name: entry.name, labels: entry.labels, identifiedBy };
+  MEANS.set(agent, meansOf(entry, identifiedBy));
+  return agent;
+}
+
+/** Changes when the agent, its labels, or what identifies it by this method changes. */
+function meansOf(entry: AgentEntry, identifiedBy: IdentifiedBy): string {
+  const means = {
+    proxy_auth: entry.credentials,
+    client_certificate: entry.certificates,
+    source_address: entry.sources,
+    listener: entry.listeners,
+  }[identifiedBy];
+  const text = JSON.stringify([entry.id, entry.name, entry.labels, identifiedBy, means], (_key, value: unknown) =>
+    typeof value === 'bigint' ? value.toString() : value,
+  );
+  return createHash('sha256').update(text).digest('base64');
 }
 
 function strongestMethod(entry: AgentEntry): IdentifiedBy {

@@ -19,6 +19,8 @@ export interface AgentDirectory {
   identify(facts: ConnectionFacts, credentials: ProxyCredentials | null): Promise<Identification>;
   /** True when this listener and source can only be identified by credentials: unauthenticated requests get 407. */
   readonly agents: readonly Agent[];
+  /** Whether this directory would still say what `identify` said earlier, perhaps of an older directory: same agent, same labels, by the same unchanged means. */
+  isCurrent(agent: Agent): boolean;
 }
 
 /** Operational log; the shape of pino's methods that we use. Never given header values, bodies, query strings or credentials. */

@@ -20,6 +20,7 @@ import { isGrpc, parseGrpcPath } from '../protocols/grpc.ts';
 import type { PipelineContext } from './context.ts';
 import { HttpFacts } from './facts.ts';
 import { isRefusal } from './judge.ts';
+import type { Agent } from '../core/agent.ts';
 import type { OpenExchange } from './open-exchanges.ts';
 import { HeldBody, LazySink, Pump } from './pump.ts';
 import { grpcAnswer, httpAnswer, refusalOf, refusalOfVerdict } from './respond.ts';
@@ -47,7 +48,7 @@ export function verdictOfCode(code: Code, action: 'deny' | 'allow' = 'deny'): Ve
 export class ExchangeRun implements OpenExchange, UpstreamHandler {
   slot = -1;
   readonly id: string;
-  readonly agentId: string;
+  readonly agent: Agent;
   readonly #context: PipelineContext;
   readonly #tunnel: Tunnel;
   readonly #client: ClientStream;
@@ -86,7 +87,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     this.#client = client;
     this.#body = client.body;
     this.#expected = expected;
-    this.agentId = tunnel.agent.id;
+    this.agent = tunnel.agent;
     this.id = context.newId();
     this.#startedAt = context.now();
     this.#startedAtWall = context.wallClock();
@@ -229,7 +230,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     const { request } = this.#client;
     const layer = this.#recognition.protocol;
     const origin: Origin = {
-      agentId: this.agentId,
+      agentId: this.agent.id,
       scheme: target.scheme,
       host: target.destination.host,
       port: target.destination.port,

@@ -1,4 +1,5 @@
 import { LimitError } from '../core/errors.ts';
+import type { Agent } from '../core/agent.ts';
 import type { ProxyError } from '../core/errors.ts';
 import { Registry } from '../core/registry.ts';
 import type { Registered } from '../core/registry.ts';
@@ -7,7 +8,7 @@ import type { Limits } from '../core/settings.ts';
 
 /** An exchange that has not concluded. */
 export interface OpenExchange extends Registered {
-  readonly agentId: string;
+  readonly agent: Agent;
   /** New rules are in force: goes on, or is cut. */
   rejudge(policy: Policy): void;
   cut(error: ProxyError): void;
@@ -39,10 +40,10 @@ export class OpenExchanges {
 
   /** False at the limit of all streams or of those of one agent. */
   add(exchange: OpenExchange): boolean {
-    const mine = this.#perAgent.get(exchange.agentId) ?? 0;
+    const mine = this.#perAgent.get(exchange.agent.id) ?? 0;
     if (this.#all.size >= this.#limits.streams || mine >= this.#limits.streamsPerAgent) return false;
     this.#all.add(exchange);
-    this.#perAgent.set(exchange.agentId, mine + 1);
+    this.#perAgent.set(exchange.agent.id, mine + 1);
     return true;
   }
 
@@ -51,13 +52,13 @@ export class OpenExchanges {
    * @throws LimitError `too_many_streams`
    */
   hold(exchange: OpenExchange, bytes: number): void {
-    const mine = this.#heldPerAgent.get(exchange.agentId) ?? 0;
+    const mine = this.#heldPerAgent.get(exchange.agent.id) ?? 0;
     const most = (bodies: number): number => Math.max(MIN_HELD_BYTES, bodies * this.#limits.messageBytes);
     if (this.#heldBytes + bytes > most(WHOLE_BODIES) || mine + bytes > most(WHOLE_BODIES_PER_AGENT)) {
       throw new LimitError('too_many_streams', 'Too many bodies are held for inspection.');
     }
     this.#heldBytes += bytes;
-    this.#heldPerAgent.set(exchange.agentId, mine + bytes);
+    this.#heldPerAgent.set(exchange.agent.id, mine + bytes);
     this.#held.set(exchange, (this.#held.get(exchange) ?? 0) + bytes);
   }
 
@@ -66,17 +67,17 @@ export class OpenExchanges {
     if (bytes === undefined) return;
     this.#held.delete(exchange);
     this.#heldBytes -= bytes;
-    const mine = (this.#heldPerAgent.get(exchange.agentId) ?? bytes) - bytes;
-    if (mine > 0) this.#heldPerAgent.set(exchange.agentId, mine);
-    else this.#heldPerAgent.delete(exchange.agentId);
+    const mine = (this.#heldPerAgent.get(exchange.agent.id) ?? bytes) - bytes;
+    if (mine > 0) this.#heldPerAgent.set(exchange.agent.id, mine);
+    else this.#heldPerAgent.delete(exchange.agent.id);
   }
 
   delete(exchange: OpenExchange): void {
     if (!this.#all.delete(exchange)) return;
     this.#letGo(exchange);
-    const mine = this.#perAgent.get(exchange.agentId) ?? 1;
-    if (mine <= 1) this.#perAgent.delete(exchange.agentId);
-    else this.#perAgent.set(exchange.agentId, mine - 1);
+    const mine = this.#perAgent.get(exchange.agent.id) ?? 1;
+    if (mine <= 1) this.#perAgent.delete(exchange.agent.id);
+    else this.#perAgent.set(exchange.agent.id, mine - 1);
     if (this.#all.size === 0) this.#onEmpty?.();
   }
 
@@ -84,8 +85,9 @@ export class OpenExchanges {
     for (const exchange of this.#all.snapshot()) exchange.rejudge(policy);
   }
 
-  cut(error: ProxyError): void {
-    for (const exchange of this.#all.snapshot()) exchange.cut(error);
+  /** @param isMeant all of them when absent */
+  cut(error: ProxyError, isMeant: (exchange: OpenExchange) => boolean = () => true): void {
+    for (const exchange of this.#all.snapshot()) if (isMeant(exchange)) exchange.cut(error);
   }
 
   /** Resolves when nothing is open any more. */

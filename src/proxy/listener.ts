@@ -21,6 +21,7 @@ import type { Expiring } from './limits.ts';
 import { sniff } from './sniff.ts';
 import { SocksConnection } from './socks-connection.ts';
 import { Registry, Seat } from '../core/registry.ts';
+import { subjectAltNames } from '../tls/subject-names.ts';
 import { SOCKET_BUFFER_BYTES } from './connect-race.ts';
 import { TunnelRun, recordRefusedTunnel } from './tunnel.ts';
 import type { TunnelContext } from './tunnel.ts';
@@ -228,8 +229,7 @@ class Connection implements Expiring {
       if (hasCertificate) {
         const commonName: unknown = certificate.subject.CN;
         const names = typeof commonName === 'string' ? [commonName] : [];
-        for (const entry of certificate.subjectaltname?.split(', ') ?? [])
-          names.push(entry.replace(/^[A-Za-z ]+:/, ''));
+        names.push(...subjectAltNames(certificate.subjectaltname ?? ''));
         this.#facts = {
           ...this.#facts,
           clientCertificateSha256: certificate.fingerprint256.replaceAll(':', '').toLowerCase(),

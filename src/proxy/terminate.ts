@@ -18,7 +18,13 @@ export interface TlsTools {
 
 export type HelloVerdict =
   | { readonly kind: 'incomplete' }
-  | { readonly kind: 'agreed'; readonly sni: string | null; readonly isIpHost: boolean }
+  | {
+      readonly kind: 'agreed';
+      readonly sni: string | null;
+      readonly isIpHost: boolean;
+      /** Encrypted Client Hello, real or as GREASE: the server may read another name. */
+      readonly hidesName: boolean;
+    }
   | { readonly kind: 'refused'; readonly sni: string | null; readonly error: ProxyError };
 
 /** Reads a ClientHello and holds its server name against the destination of the tunnel. A missing name contradicts nothing. */
@@ -28,10 +34,11 @@ export function readHello(bytes: Buffer, destination: Destination): HelloVerdict
   if (result.kind === 'invalid')
     return { kind: 'refused', sni: null, error: new ProtocolError('bad_tls', result.reason) };
   const isIpHost = isIP(destination.host) !== 0;
-  if (result.sni === null) return { kind: 'agreed', sni: null, isIpHost };
+  const hidesName = result.hasEncryptedClientHello;
+  if (result.sni === null) return { kind: 'agreed', sni: null, isIpHost, hidesName };
   const named = canonicalHost(result.sni);
   if (named !== destination.host) return { kind: 'refused', sni: named, error: new ProtocolError('sni_mismatch') };
-  return { kind: 'agreed', sni: named, isIpHost };
+  return { kind: 'agreed', sni: named, isIpHost, hidesName };
 }
 
 /** TLS alerts that say "I do not trust your certificate" (RFC 8446 section 6.2), as OpenSSL names them when received. */

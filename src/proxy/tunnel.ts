@@ -4,6 +4,8 @@ import { LimitError, ProtocolError, ProxyError, UpstreamError, causeOf, codeFact
 import type { AuditEvent, OutcomeKind } from '../core/exchange.ts';
 import type { Policy } from '../core/facts.ts';
 import type { Log } from '../core/ports.ts';
+import { Seat } from '../core/registry.ts';
+import type { Registry } from '../core/registry.ts';
 import type { Limits } from '../core/settings.ts';
 import type { ClientStream } from '../core/stream.ts';
 import type { Destination, Tunnel, TunnelMode, Via } from '../core/tunnel.ts';
@@ -32,7 +34,7 @@ export interface TunnelContext {
   readonly limits: Limits;
   readonly deadlines: Deadlines;
   readonly counter: OpenCounter;
-  readonly tunnels: Set<TunnelRun>;
+  readonly tunnels: Registry<Seat<TunnelRun>>;
   readonly log: Log;
   isDraining: boolean;
 }
@@ -61,6 +63,7 @@ const MAX_SNIFF_BYTES = 64 * 1024;
 
 /** One tunnel from its request to its record. Gate → first bytes → intercept, plain HTTP, passthrough or raw. */
 export class TunnelRun implements Tunnel, Expiring {
+  readonly #seat: Seat<TunnelRun> = new Seat<TunnelRun>(this);
   slot = -1;
   readonly id: string;
   readonly agent: Agent;
@@ -134,7 +137,7 @@ export class TunnelRun implements Tunnel, Expiring {
       return;
     }
     this.#isCounted = true;
-    tunnels.add(this);
+    tunnels.add(this.#seat);
     const policy = pipeline.policy();
     const { host, port } = this.destination;
     const gate = policy.gate({ agent: this.agent, host, port, timeMs: this.openedAtMs });
@@ -446,6 +449,8 @@ export class TunnelRun implements Tunnel, Expiring {
       this.sni = result.sni;
       if (result.kind === 'refused') this.#refuseTls(result.error);
       else if (result.sni === null && !result.isIpHost) this.#refuseTls(new ProtocolError('sni_missing'));
+      // The name that we read may be a cover for another one, and passthrough is judged by nothing else.
+      else if (result.hidesName) this.#refuseTls(new ProtocolError('ech_not_supported'));
       else this.#join(this.#takeHeld());
       return true;
     };
@@ -645,7 +650,7 @@ export class TunnelRun implements Tunnel, Expiring {
     this.#dialing.abort();
     const { pipeline, counter, tunnels, deadlines } = this.#context;
     deadlines.delete(this);
-    tunnels.delete(this);
+    tunnels.delete(this.#seat);
     if (this.#isCounted) counter.close(this.agent.id);
     const { socket } = this.#request;
     const event = tunnelEvent(this, pipeline.wallClock(), verdict, kind, error, {

@@ -287,3 +287,37 @@ describe('draining', () => {
     expect(await proxy.waitForRecord((r) => r.path === '/never')).toMatchObject({ error: 'draining' });
   });
 });
+
+describe('new agents', () => {
+  const agents = (label: string, source: string): string => `version: 1
+anonymous: deny
+agents:
+  - id: worker
+    name: worker
+    labels: { team: ${label} }
+    sources: ["${source}"]
+`;
+
+  it.each([
+    ['its source range', agents('red', '10.0.0.0/8')],
+    ['its labels, which rules may name', agents('blue', '127.0.0.0/8')],
+  ])('end the tunnels of an agent that lost %s', async (_what, changed) => {
+    const origin = closeAfterTest(await startOrigin());
+    const first = agents('red', '127.0.0.0/8');
+    const proxy = closeAfterTest(
+      await startProxy({ rules: allow('a.test'), hosts: { 'a.test': origin.port }, agents: first }),
+    );
+    const client = await secureClient(proxy.port, 'a.test', { ca: proxy.ca });
+    const ask = 'GET / HTTP/1.1\r\nHost: a.test\r\n\r\n';
+    expect((await client.ask(ask)).status).toBe(200);
+    // The same file again changes nothing.
+    proxy.writeAgents(`${first}# a comment\n`);
+    expect(await proxy.app.reload()).toMatchObject({ ok: true });
+    expect((await client.ask(ask)).status).toBe(200);
+    proxy.writeAgents(changed);
+    expect(await proxy.app.reload()).toMatchObject({ ok: true });
+    await until('the tunnel to end', () => client.socket.destroyed);
+    const record = await proxy.waitForRecord((r) => r.kind === 'tunnel' && r.error === 'policy_changed');
+    expect(record).toMatchObject({ agent: 'worker', host: 'a.test' });
+  });
+});

@@ -403,6 +403,16 @@ rules:
     expect(origin.requests.length).toBe(before);
   });
 
+  it('is refused with an encrypted ClientHello, which may name another server', async () => {
+    const before = origin.requests.length;
+    const proxy = closeAfterTest(await startProxy({ rules: RULES, hosts: { 'pinned.test': origin.port } }));
+    const { socket } = await connectThrough(proxy.port, 'pinned.test:443');
+    socket.write(helloWith('pinned.test', 0xfe0d));
+    await proxy.waitForRecord((r) => r.kind === 'tunnel' && r.verdict === 'deny' && r.reason === 'ech_not_supported');
+    socket.destroy();
+    expect(origin.requests.length).toBe(before);
+  });
+
   it('carries nothing that is not TLS', async () => {
     const server = closeAfterTest(await startRawServer({ tls: false, script: () => undefined }));
     const proxy = closeAfterTest(await startProxy({ rules: RULES, hosts: { 'pinned.test': server.port } }));
@@ -495,3 +505,21 @@ rules:
     expect((await within('the answer', client.reader.toEnd())).toString()).toBe('got 3');
   });
 });
+
+/** A ClientHello with this server name and one more extension of 32 bytes. */
+function helloWith(name: string, extension: number): Buffer {
+  const u16 = (value: number): Buffer => Buffer.of(value >> 8, value & 255);
+  const sized = (body: Buffer): Buffer => Buffer.concat([u16(body.length), body]);
+  const serverName = sized(Buffer.concat([Buffer.of(0), sized(Buffer.from(name))]));
+  const extensions = Buffer.concat([u16(0), sized(serverName), u16(extension), sized(Buffer.alloc(32, 1))]);
+  const body = Buffer.concat([
+    u16(0x0303),
+    Buffer.alloc(32, 7),
+    Buffer.of(0),
+    sized(u16(0x1301)),
+    Buffer.of(1, 0),
+    sized(extensions),
+  ]);
+  const message = Buffer.concat([Buffer.of(1, 0), sized(body)]);
+  return Buffer.concat([Buffer.of(22, 3, 1), sized(message)]);
+}

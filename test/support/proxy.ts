@@ -90,6 +90,8 @@ export interface TestProxy {
   records(): Promise<AuditRecord[]>;
   /** Writes a rule file; without `reload` the watcher has to find it. */
   writeRules(yaml: string, name?: string): void;
+  /** Replaces agents.yaml. */
+  writeAgents(yaml: string): void;
   close(): Promise<void>;
 }
 
@@ -220,6 +222,7 @@ async function startIn(folder: string, options: TestProxyOptions): Promise<TestP
       return recordsNow();
     },
     writeRules,
+    writeAgents: (yaml) => writeFileSync(join(folder, 'agents.yaml'), yaml),
     close: async () => {
       await app.close();
       rmSync(folder, { recursive: true, force: true });
