@@ -71,9 +71,9 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
       this.#onInformational(headers, raw ?? []),
     );
     stream.on('response', (headers, flags: number, raw?: string[]) => this.#onResponse(headers, flags, raw ?? []));
-    stream.on('trailers', (_headers: IncomingHttpHeaders, _flags: number, raw?: string[]) => {
-      this.#trailers = plainHeaders(raw ?? []);
-    });
+    stream.on('trailers', (_headers: IncomingHttpHeaders, _flags: number, raw?: string[]) =>
+      this.#onTrailers(raw ?? []),
+    );
     stream.on('drain', this.#onDrain);
     stream.on('wantTrailers', this.#onWantTrailers);
     stream.on('close', this.#onClose);
@@ -189,6 +189,13 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
     const isBodiless = this.#method === 'HEAD' || status === 204 || status === 304;
     this.length = isBodiless ? 0 : declared === undefined ? null : Number(declared);
     handler.response(head, this);
+  }
+
+  #onTrailers(raw: readonly string[]): void {
+    this.#trailers = plainHeaders(raw);
+    // Those that we take are larger than those that another connection may take.
+    if (sectionExcess(this.#trailers, this.#limits) !== null)
+      this.#fail(new UpstreamError('upstream_header_too_large'));
   }
 
   readonly #onData = (chunk: Buffer): void => {

@@ -15,10 +15,13 @@ const SESSION_WINDOW = 16 * 1024 * 1024;
 /** Streams opened before the server has said how many it takes; RFC 9113 section 6.5.2 recommends no less. */
 const FIRST_CAPACITY = 100;
 const MAX_CAPACITY = 1000;
+/** A connection that has taken nothing of a request for so long gets no further ones. */
+const STUCK_MS = 2000;
 
 /** An HTTP/2 connection to a server; many requests at once. The owner closes it when it has been idle for long enough. */
 export class H2Upstream {
   readonly #session: ClientHttp2Session;
+  readonly #socket: Socket;
   readonly #limits: Limits;
   readonly #deadlines: Deadlines;
   readonly #streams = new Registry<Seat<H2UpstreamStream>>();
@@ -27,9 +30,12 @@ export class H2Upstream {
   #isOver = false;
   #served = 0;
   #capacity = FIRST_CAPACITY;
+  /** What had been written before a request of late; null when that request is known to be on its way. */
+  #unsent: { readonly atMs: number; readonly bytesWritten: number } | null = null;
 
   /** @param socket TLS with ALPN h2, or a clear socket for prior knowledge */
   constructor(socket: Socket, limits: Limits, deadlines: Deadlines, hooks: { onClose(): void }) {
+    this.#socket = socket;
     this.#limits = limits;
     this.#deadlines = deadlines;
     this.#onGone = () => hooks.onClose();
@@ -60,7 +66,10 @@ export class H2Upstream {
       pushed.on('error', () => undefined);
       pushed.close(constants.NGHTTP2_REFUSED_STREAM);
     });
-    session.once('connect', () => session.setLocalWindowSize(SESSION_WINDOW));
+    session.once('connect', () => {
+      // The event comes for a session that was destroyed before it, too.
+      if (!session.destroyed) session.setLocalWindowSize(SESSION_WINDOW);
+    });
     socket.on('close', () => {
       if (!session.destroyed) session.destroy();
       this.#stop();
@@ -69,7 +78,7 @@ export class H2Upstream {
 
   /** Whether new requests may be sent. */
   get isUsable(): boolean {
-    return this.#isUsable && !this.#session.destroyed && !this.#session.closed;
+    return this.#isUsable && !this.#session.destroyed && !this.#session.closed && !this.#isStuck();
   }
 
   get activeStreams(): number {
@@ -90,7 +99,11 @@ export class H2Upstream {
     if (request.upgrade !== null)
       throw new ProtocolError('upgrade_not_supported', 'An upgrade needs a connection of its own.');
     const headers = headersOf(request);
+    // Node 24 gives out a stream that fails later, as one that was under way would.
+    if (this.#session.destroyed || this.#session.closed)
+      throw new UpstreamError('upstream_reset', null, { isRetrySafe: true });
     let stream: ClientHttp2Stream;
+    this.#unsent ??= { atMs: this.#deadlines.now, bytesWritten: this.#socket.bytesWritten };
     try {
       stream = this.#session.request(headers, {
         endStream: length === 0,
@@ -115,7 +128,23 @@ export class H2Upstream {
 
   destroy(): void {
     if (!this.#session.destroyed) this.#session.destroy();
+    // After GOAWAY Node only ends its side, and would wait for the server to do the same for ever.
+    this.#socket.destroy();
     this.#stop();
+  }
+
+  /**
+   * Node 20 says nothing when nghttp2 gives a connection up because the server broke its rules: it neither reads nor writes any more, not even the end of the
+   * socket is seen. What shows is that requests stay in the queue.
+   */
+  #isStuck(): boolean {
+    const unsent = this.#unsent;
+    if (unsent === null || this.#deadlines.now - unsent.atMs < STUCK_MS) return false;
+    this.#unsent = null;
+    if (this.#socket.bytesWritten !== unsent.bytesWritten || this.#streams.size > this.#capacity) return false;
+    if (this.#session.state.outboundQueueSize === 0) return false;
+    this.#isUsable = false;
+    return true;
   }
 
   #stop(): void {
