@@ -2,6 +2,7 @@
  * The load, in a process of its own and cheaper than any proxy: raw sockets, prebuilt requests, answers counted by length.
  * argv: JSON Job. Prints one JSON line with the result.
  */
+import { spawn } from 'node:child_process';
 import { connect as connectH2 } from 'node:http2';
 import { connect as connectTcp } from 'node:net';
 import type { Socket } from 'node:net';
@@ -13,6 +14,7 @@ export interface Job {
     | 'requests'
     | 'tunnels'
     | 'new-hosts'
+    | 'burst'
     | 'download'
     | 'upload'
     | 'stall'
@@ -205,25 +207,59 @@ async function tunnels(): Promise<object> {
   return { rate: count / seconds, count, failures };
 }
 
+/** One request on a connection of its own; how long it took in all. */
+async function once(host: string): Promise<number> {
+  const startedAt = performance.now();
+  const socket = await secure('http/1.1', host, host);
+  await new Promise<void>((resolve) => {
+    exchange(
+      socket,
+      () => {
+        resolve();
+        return false;
+      },
+      Buffer.from(REQUEST.toString('latin1').replace(job.authority, host), 'latin1'),
+    );
+  });
+  const tookMs = performance.now() - startedAt;
+  socket.destroy();
+  return tookMs;
+}
+
+/** Fifty new hosts at once, when a line comes on stdin. */
+async function burst(): Promise<object> {
+  say({ event: 'ready' });
+  await new Promise((resolve) => process.stdin.once('data', resolve));
+  await Promise.all(Array.from({ length: 50 }, (_all, i) => once(`n${100 + i}.${job.servername}`)));
+  return { ok: true };
+}
+
+/** The burst in a process of its own: the handshakes of fifty clients must not delay the clock that measures. */
+function startBurst(): { ready: Promise<void>; run(): Promise<void> } {
+  const args = [process.argv[1] ?? '', JSON.stringify({ ...job, phase: 'burst' })];
+  const child = spawn(process.execPath, [...process.execArgv, ...args], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const said = (word: string): Promise<void> =>
+    new Promise((resolve, reject) => {
+      child.on('exit', () => reject(new Error('the burst ended early')));
+      child.stdout.on('data', (chunk: Buffer) => {
+        if (chunk.toString().includes(word)) resolve();
+      });
+    });
+  const done = said('"result"');
+  done.catch(() => undefined);
+  return {
+    ready: said('"ready"'),
+    run: () => {
+      child.stdin.end('go\n');
+      return done;
+    },
+  };
+}
+
 /** Time to the first answer on hosts never seen before, one by one; then fifty at once beside steady traffic. */
 async function newHosts(): Promise<object> {
-  const once = async (host: string): Promise<number> => {
-    const startedAt = performance.now();
-    const socket = await secure('http/1.1', host, host);
-    await new Promise<void>((resolve) => {
-      exchange(
-        socket,
-        () => {
-          resolve();
-          return false;
-        },
-        Buffer.from(REQUEST.toString('latin1').replace(job.authority, host), 'latin1'),
-      );
-    });
-    const tookMs = performance.now() - startedAt;
-    socket.destroy();
-    return tookMs;
-  };
+  const others = startBurst();
+  await others.ready;
   await once(job.host);
   const warm: number[] = [];
   for (let i = 0; i < 20; i++) warm.push(await once(job.host));
@@ -241,8 +277,7 @@ async function newHosts(): Promise<object> {
   });
   await sleep(500);
   const calm = percentile(latencies.splice(0), 0.99);
-  // The new hosts come from handshakes of their own: only CONNECT and the first bytes are sent here, so that the generator's own TLS does not count.
-  await Promise.all(Array.from({ length: 50 }, (_all, i) => once(`n${100 + i}.${job.servername}`)));
+  await others.run();
   const busy = percentile(latencies, 0.99);
   isOver = true;
   return { added: percentile(cold, 0.5) - percentile(warm, 0.5), calmP99: calm, busyP99: busy };
@@ -444,6 +479,7 @@ const PHASES: Readonly<Record<Job['phase'], () => Promise<object>>> = {
   requests,
   tunnels,
   'new-hosts': newHosts,
+  burst,
   download,
   upload,
   stall,

@@ -103,7 +103,7 @@ const PHASES: readonly Phase[] = [
     value: 'delayed',
     lowerIsBetter: true,
     rounds: 1,
-    peers: ['subfloor'],
+    peers: ['direct', 'subfloor'],
   },
   {
     name: 'download 100 MB',

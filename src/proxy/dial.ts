@@ -12,6 +12,7 @@ import type { Destination } from '../core/tunnel.ts';
 import { formatAuthority, isIpLiteral } from '../core/url.ts';
 import { classifyUpstreamTlsError } from '../tls/upstream-context.ts';
 import type { AddressGuard, AddressRefusal } from './address-guard.ts';
+import { handshakePace } from '../core/handshake-pace.ts';
 import { connectFirst, ignoreError, SOCKET_BUFFER_BYTES } from './connect-race.ts';
 import type { ResolvedAddress, Resolver } from './resolve.ts';
 import { SessionCache } from './session-cache.ts';
@@ -94,6 +95,8 @@ export class Dialer {
    */
   async dialTls(destination: Destination, options: DialTlsOptions): Promise<DialedTls> {
     const dialed = await this.dialTcp(destination, options.signal);
+    const turn = handshakePace.turn();
+    if (turn !== null) await turn;
     const socket = await this.#secure(dialed.socket, destination, options);
     const { alpnProtocol } = socket;
     return {

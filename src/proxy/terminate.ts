@@ -7,6 +7,7 @@ import { ProtocolError } from '../core/errors.ts';
 import type { Destination } from '../core/tunnel.ts';
 import { canonicalHost } from '../core/url.ts';
 import { SOCKET_BUFFER_BYTES } from './connect-race.ts';
+import { handshakePace } from '../core/handshake-pace.ts';
 import { readClientHello } from '../tls/client-hello.ts';
 import type { TrustFailures } from '../tls/trust-failures.ts';
 
@@ -53,6 +54,8 @@ const DISTRUST =
 export async function terminate(tools: TlsTools, socket: Socket, host: string, firstBytes: Buffer): Promise<TLSSocket> {
   const pending = tools.leaves.get(host);
   const secureContext = pending instanceof Promise ? await pending : pending;
+  const turn = handshakePace.turn();
+  if (turn !== null) await turn;
   if (socket.destroyed) throw new ProtocolError('tls_handshake_failed', 'closed');
   socket.unshift(firstBytes);
   const offersAlpn = hasAlpn(firstBytes);

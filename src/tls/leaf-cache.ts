@@ -1,7 +1,7 @@
 import { constants, randomBytes } from 'node:crypto';
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { createSecureContext, type SecureContext } from 'node:tls';
 import { CertificateError } from '../core/errors.ts';
+import { handshakePace } from '../core/handshake-pace.ts';
 import type { Leaf } from './authority.ts';
 
 export interface LeafCacheOptions {
@@ -118,7 +118,7 @@ export class LeafCache {
     try {
       const leaf = await this.#mint(host);
       // Building the context is the part that blocks; in a turn of its own, others get theirs in between.
-      await nextTurn();
+      await handshakePace.turn();
       const nowMs = this.#now();
       const context = this.#contextOf(leaf, nowMs);
       this.#entries.delete(host);
