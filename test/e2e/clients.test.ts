@@ -16,15 +16,15 @@ import {
   errorText,
   refusalIn,
   secureTunnelAgent,
+  webSocketOver,
 } from '../support/http-clients.ts';
 import { startOrigin } from '../support/https-server.ts';
 import type { Origin } from '../support/https-server.ts';
 import { isInstalled, run } from '../support/programs.ts';
-import type { Ran } from '../support/programs.ts';
 import { startProxy } from '../support/proxy.ts';
 import type { AuditRecord, TestProxy } from '../support/proxy.ts';
 import { until, within } from '../support/waiting.ts';
-import { RefusedUpgrade, openWebSocket } from '../support/websocket-client.ts';
+import { RefusedUpgrade } from '../support/websocket-client.ts';
 import type { WsClient } from '../support/websocket-client.ts';
 import { valuesOf } from '../support/wire-reader.ts';
 import { startWsOrigin } from '../support/ws-server.ts';
@@ -161,7 +161,7 @@ describe.each(HTTP_CLIENTS)('$name', (client) => {
 });
 
 describe.skipIf(!CURL)(CURL ? 'curl' : 'curl (skipped: not installed here)', () => {
-  const curl = (args: readonly string[], from: TestProxy = proxy): Promise<Ran> =>
+  const curl = (args: readonly string[], from: TestProxy = proxy) =>
     run('curl', ['-sS', '--max-time', '18', '--cacert', from.caFile, ...args]);
 
   it.each([
@@ -352,10 +352,6 @@ describe('libraries of Node', () => {
     expect(await nextRecord(seen, guarded)).toMatchObject({ verdict: 'deny', reason, transport: 'socks5' });
   });
 });
-
-async function webSocketOver(agent: ReturnType<typeof secureTunnelAgent>, url: string): Promise<WsClient> {
-  return closeAfterTest(await openWebSocket(url, [], { agent, perMessageDeflate: { threshold: 0 } }));
-}
 
 describe('ws through a CONNECT tunnel', () => {
   const open = (path: string, host = 'ws.test'): Promise<WsClient> =>

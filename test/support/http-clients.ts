@@ -8,11 +8,14 @@ import { EnvHttpProxyAgent, ProxyAgent, fetch as undiciFetch } from 'undici';
 import type { Dispatcher } from 'undici';
 import { vi } from 'vitest';
 import { hashPassword } from '../../src/agents/password-hash.ts';
+import { closeAfterTest } from './closing.ts';
 import { isInstalled, run } from './programs.ts';
 import type { Ran } from './programs.ts';
 import { connectThrough, startTls } from './raw-client.ts';
 import { socksConnect } from './socks-client.ts';
 import { within } from './waiting.ts';
+import { openWebSocket } from './websocket-client.ts';
+import type { WsClient } from './websocket-client.ts';
 
 /** Where a client finds the proxy, and what it has to trust. */
 export interface ClientWorld {
@@ -92,7 +95,12 @@ export function secureTunnelAgent(open: OpenTunnel, ca: string): HttpsAgent {
   return agent;
 }
 
-/** The same for plain HTTP inside a tunnel. */
+/** A WebSocket through such an agent, which asks for compression of every message. */
+export async function webSocketOver(agent: HttpsAgent, url: string): Promise<WsClient> {
+  return closeAfterTest(await openWebSocket(url, [], { agent, perMessageDeflate: { threshold: 0 } }));
+}
+
+/** An agent for plain HTTP inside a tunnel. */
 export function plainTunnelAgent(open: OpenTunnel): HttpAgent {
   const agent = new HttpAgent({ keepAlive: false });
   agent.createConnection = (options, done) => {
