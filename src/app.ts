@@ -110,6 +110,7 @@ export async function startApp(options: AppOptions): Promise<App> {
           file: settings.audit.file,
           format: settings.audit.format,
           productVersion: version,
+          ...(settings.audit.rotateBytes === null ? {} : { maxBytes: settings.audit.rotateBytes }),
           onError: (cause) => log.error({ cause }, 'the audit file cannot be written; nothing passes until it can'),
         });
 

@@ -41,7 +41,7 @@ async function checkListener(listener: ListenerSettings): Promise<Finding> {
 }
 
 /** @returns null when connected, else the cause */
-function connectOnce({ host, port }: ListenAddress): Promise<string | null> {
+export function connectOnce({ host, port }: ListenAddress): Promise<string | null> {
   return new Promise((resolve) => {
     const socket = connect({ host, port });
     const end = (cause: string | null): void => {

@@ -9,6 +9,7 @@ import { caPaths } from '../tls/ca-files.ts';
 import { findingsOf } from './doctor-check.ts';
 import type { Finding } from './doctor-check.ts';
 import { checkClients } from './doctor-clients.ts';
+import { checkEgress, parseEgress } from './doctor-egress.ts';
 import {
   checkCaVariables,
   checkClientFiles,
@@ -21,6 +22,7 @@ import type { SettingsFlags } from './settings-options.ts';
 
 interface DoctorFlags extends SettingsFlags {
   readonly json?: boolean;
+  readonly egress?: string;
 }
 
 /** Adds `doctor`. */
@@ -29,9 +31,11 @@ export function addDoctorCommands(program: Command): void {
     program.command('doctor').description('look for what keeps clients from working through the proxy'),
   )
     .option('--json', 'print one JSON document')
+    .option('--egress <host:port>', 'also dial there directly; an answer means that agents here could bypass the proxy')
     .addHelpText('after', '\nExit codes: 0 nothing failed, 1 unexpected, 2 bad usage, 3 something failed.')
     .action(async (flags: DoctorFlags) => {
-      const findings = await examine(flags);
+      const egress = flags.egress === undefined ? null : parseEgress(flags.egress);
+      const findings = [...(await examine(flags)), ...(egress === null ? [] : [await checkEgress(egress)])];
       const failed = findings.filter((finding) => finding.status === 'fail').length;
       if (flags.json === true) {
         process.stdout.write(`${JSON.stringify({ version: 1, ok: failed === 0, findings }, null, 2)}\n`);

@@ -42,6 +42,11 @@ export function describeSettings(settings: Settings): readonly DescribedSetting[
     { path: 'agents', text: settings.agents ?? 'none', value: settings.agents },
     plain('audit.file', settings.audit.file),
     plain('audit.format', settings.audit.format),
+    {
+      path: 'audit.rotate_bytes',
+      text: settings.audit.rotateBytes === null ? 'never' : formatLimit('size', settings.audit.rotateBytes),
+      value: settings.audit.rotateBytes,
+    },
     plain('log.level', settings.log.level),
     plain('log.format', settings.log.format),
     {

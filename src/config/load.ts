@@ -6,7 +6,7 @@ import { ConfigError, causeOf } from '../core/errors.ts';
 import { Problems } from '../core/located.ts';
 import type { Located } from '../core/located.ts';
 import type { Limits, ListenAddress, Settings } from '../core/settings.ts';
-import { KEYS, LIMITS, limitNames, snakeCase } from './schema.ts';
+import { KEYS, LIMITS, ROTATE_BYTES, limitNames, snakeCase } from './schema.ts';
 import { environmentLayer, fileLayer, flagLayer } from './sources.ts';
 import type { Layer, Origin, Written } from './sources.ts';
 import { checkedCredentials, readClientCertificates, readHosts, readListeners, readProxyUrl } from './structures.ts';
@@ -116,6 +116,7 @@ class SettingsReader {
           join(this.#cwd, 'var/audit.jsonl'),
         ),
         format: this.#value('audit.format', (value) => readChoice(value, ['ocsf', 'flat'], problems), 'ocsf'),
+        rotateBytes: this.#rotateBytes(),
       },
       log: {
         level: this.#value(
@@ -189,6 +190,17 @@ class SettingsReader {
       this.warnings.push(`${beside} is not used: name it with "agents: agents.yaml" in ${this.#file ?? ''}`);
     }
     return null;
+  }
+
+  /** Null is a value here, and the only way to say "never". */
+  #rotateBytes(): number | null {
+    const written = this.#written('audit.rotate_bytes')?.value;
+    if (written?.type === 'scalar' && written.value === null) return null;
+    return this.#value(
+      'audit.rotate_bytes',
+      (value) => readLimit(value, ROTATE_BYTES, this.#problems),
+      ROTATE_BYTES.fallback,
+    );
   }
 
   async #upstreamProxy(): Promise<Settings['upstream']['proxy']> {

@@ -98,6 +98,15 @@ export function snakeCase(name: string): string {
   return name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 }
 
+/** Size at which the audit file is moved aside; `null` leaves that to others. */
+export const ROTATE_BYTES: LimitKey = size(
+  GIB,
+  64 * KIB,
+  1024 * GIB,
+  'The audit file is moved aside before it grows beyond this. Nothing is deleted. `null` leaves rotation to others.',
+  [],
+);
+
 const PLAIN_KEYS: readonly Key[] = [
   {
     path: 'listen.proxy',
@@ -148,6 +157,13 @@ const PLAIN_KEYS: readonly Key[] = [
     fallback: 'ocsf',
     meaning: 'Form of the records.',
     codes: [],
+  },
+  {
+    path: 'audit.rotate_bytes',
+    type: `${ROTATE_BYTES.unit}, ${limitRange(ROTATE_BYTES)}, or null`,
+    fallback: formatLimit(ROTATE_BYTES.unit, ROTATE_BYTES.fallback),
+    meaning: ROTATE_BYTES.meaning,
+    codes: ROTATE_BYTES.codes,
   },
   {
     path: 'log.level',
@@ -214,13 +230,17 @@ export const KEYS: readonly Key[] = [
     const limit = LIMITS[name];
     return {
       path: `limits.${snakeCase(name)}`,
-      type: `${limit.unit}, ${formatLimit(limit.unit, limit.min)} to ${formatLimit(limit.unit, limit.max)}`,
+      type: `${limit.unit}, ${limitRange(limit)}`,
       fallback: formatLimit(limit.unit, limit.fallback),
       meaning: limit.meaning,
       codes: limit.codes,
     };
   }),
 ];
+
+function limitRange({ unit, min, max }: LimitKey): string {
+  return `${formatLimit(unit, min)} to ${formatLimit(unit, max)}`;
+}
 
 /** `limits.idle_ms` → `SUBFLOOR_LIMITS_IDLE_MS`. */
 export function environmentName(path: string): string {

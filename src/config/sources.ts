@@ -168,7 +168,7 @@ const STRUCTURED: ReadonlySet<string> = new Set([
   'upstream.proxy',
   ...COMMA_LISTS,
 ]);
-const NULLABLE: ReadonlySet<string> = new Set(['agents', 'upstream.proxy']);
+const NULLABLE: ReadonlySet<string> = new Set(['agents', 'audit.rotate_bytes', 'upstream.proxy']);
 
 /** The value of a variable or flag: plain text, a comma list, `name=address,…`, or YAML in one line where it starts with a bracket. */
 function readPlainText(path: string, text: string, name: string, problems: Problems): Located | null {

@@ -53,7 +53,12 @@ export interface Settings {
   readonly certs: string;
   /** agents.yaml, or null: everybody is the listener's agent `default`. */
   readonly agents: string | null;
-  readonly audit: { readonly file: string; readonly format: 'ocsf' | 'flat' };
+  readonly audit: {
+    readonly file: string;
+    readonly format: 'ocsf' | 'flat';
+    /** The file is moved aside before it grows beyond this; null: never. */
+    readonly rotateBytes: number | null;
+  };
   readonly log: { readonly level: 'debug' | 'info' | 'warn' | 'error'; readonly format: 'auto' | 'pretty' | 'json' };
   readonly upstream: {
     /** name (lower case) → address, optionally with port; keys may carry `:port` too. */

@@ -7,6 +7,7 @@ import { addDoctorCommands } from '../../src/cli/doctor.ts';
 import { outputOf } from '../../src/cli/doctor-check.ts';
 import type { Finding } from '../../src/cli/doctor-check.ts';
 import { judge } from '../../src/cli/doctor-clients.ts';
+import { judgeEgress, parseEgress } from '../../src/cli/doctor-egress.ts';
 import {
   checkCaVariables,
   checkClientFiles,
@@ -117,6 +118,51 @@ describe('what doctor says about the environment', () => {
     expect(await outputOf('false', [], env)).toBeNull();
     expect(await outputOf('there-is-no-such-program', [], env)).toBeNull();
     expect(await outputOf('cat', [], env)).toBe('');
+  });
+});
+
+describe('what doctor --egress says', () => {
+  const TARGET = { host: '2001:db8::1', port: 443 };
+
+  it.each([
+    ['an answer', [null], 'fail', '[2001:db8::1]:443 answers without the proxy; agents here could bypass it'],
+    ['an answer of one of several addresses', ['ETIMEDOUT', null], 'fail', 'could bypass it'],
+    ['no route', ['ENETUNREACH', 'no answer'], 'ok', 'cannot be reached without the proxy (ENETUNREACH, no answer)'],
+    ['a refusal, which the host itself may have sent', ['ECONNREFUSED'], 'warn', 'refused the connection'],
+    ['a refusal beside silence', ['no answer', 'ECONNRESET'], 'warn', '(ECONNRESET)'],
+  ])('%s', (_name, causes, status, text) => {
+    const finding = judgeEgress(TARGET, causes);
+    expect(finding.status).toBe(status);
+    expect(finding.text).toContain(text);
+  });
+
+  it.each([
+    '',
+    'example.com',
+    'example.com:0',
+    'example.com:65536',
+    '2001:db8::1:443',
+    'https://example.com:443',
+    ':1',
+  ])('is no destination: "%s"', (text) => {
+    expect(() => parseEgress(text)).toThrow(/--egress .*write host:port/);
+  });
+
+  it('is said only when somebody asks, and makes the exit code 3 when something answers', async () => {
+    const cwd = emptyFolder();
+    await Authority.open(join(cwd, 'certs'));
+    const port = await serving({ status: 200, body: { status: 'ready', checks: [] } });
+    const args = ['doctor', '--listen', `127.0.0.1:${port}`, '--admin', `localhost:${port}`];
+    const silent = await runCommand(addDoctorCommands, args, { cwd });
+    expect(silent.stdout).not.toContain('direct egress');
+    expect(silent.exitCode).toBe(0);
+    const asked = await runCommand(addDoctorCommands, [...args, '--egress', `localhost:${port}`], { cwd });
+    expect(asked.stdout).toMatch(/✗ direct egress .*could bypass it/);
+    expect(asked.exitCode).toBe(3);
+    const named = await runCommand(addDoctorCommands, [...args, '--egress', 'no-such-host.invalid:443'], { cwd });
+    expect(named.stdout).toMatch(/! direct egress .*does not resolve here/);
+    const wrong = await runCommand(addDoctorCommands, [...args, '--egress', 'example.com'], { cwd });
+    expect(wrong.exitCode).toBe(2);
   });
 });
 

@@ -39,7 +39,7 @@ describe('defaults', () => {
       admin: { host: '127.0.0.1', port: 8081 },
       certs: join(cwd, 'certs'),
       agents: null,
-      audit: { file: join(cwd, 'var/audit.jsonl'), format: 'ocsf' },
+      audit: { file: join(cwd, 'var/audit.jsonl'), format: 'ocsf', rotateBytes: 1024 ** 3 },
       log: { level: 'info', format: 'auto' },
       upstream: { hosts: {}, ca: [], proxy: null, clientCertificates: [] },
       addresses: { allow: [] },
@@ -357,5 +357,38 @@ describe('problems', () => {
     const levels = Array.from({ length: 9 }, (_, i) => `a${i + 1}: &a${i + 1} [${`*a${i},`.repeat(10)}]`);
     const lines = await problems({ yaml: `a0: &a0 x\n${levels.join('\n')}\n` });
     expect(lines.join()).toContain('too many values');
+  });
+});
+
+describe('audit.rotate_bytes', () => {
+  it.each([
+    ['a size in the file', { yaml: 'audit: { rotate_bytes: 64KiB }\n' }, 65_536],
+    ['null in the file', { yaml: 'audit:\n  rotate_bytes: null\n' }, null],
+    ['an empty line in the file', { yaml: 'audit:\n  rotate_bytes:\n' }, null],
+    ['null in a variable', { env: { SUBFLOOR_AUDIT_ROTATE_BYTES: 'null' } }, null],
+    [
+      'none in a flag over the file',
+      { yaml: 'audit: { rotate_bytes: 1GiB }\n', flags: { 'audit.rotate_bytes': 'none' } },
+      null,
+    ],
+    [
+      'a size in a flag over null',
+      { yaml: 'audit: { rotate_bytes: null }\n', flags: { 'audit.rotate_bytes': '2MB' } },
+      2_000_000,
+    ],
+  ])('%s', async (_name, given, expected) => {
+    const { settings } = await load(given);
+    expect(settings.audit.rotateBytes).toBe(expected);
+  });
+
+  it.each([
+    ['64', 'out of range; allowed is 64KiB to 1024GiB'],
+    ['daily', 'is not a size'],
+    ['[]', 'is not a size'],
+  ])('%s is refused with its place', async (text, expected) => {
+    const [line, ...rest] = await problems({ yaml: `audit:\n  rotate_bytes: ${text}\n` });
+    expect(line).toMatch(/^subfloor\.yaml:2:17: /);
+    expect(line).toContain(expected);
+    expect(rest).toEqual([]);
   });
 });

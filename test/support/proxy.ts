@@ -168,7 +168,7 @@ async function startIn(folder: string, options: TestProxyOptions): Promise<TestP
     rules: [join(folder, 'rules')],
     certs: join(folder, 'certs'),
     agents: options.agents === undefined ? null : join(folder, 'agents.yaml'),
-    audit: { file: join(folder, 'audit', 'audit.jsonl'), format: 'ocsf' },
+    audit: { file: join(folder, 'audit', 'audit.jsonl'), format: 'ocsf', rotateBytes: null },
     log: { level: 'debug', format: 'json' },
     upstream: {
       ca: [ca.file],
