@@ -37,9 +37,12 @@ export interface H2Server {
   destroy(error: ProxyError | null): void;
 }
 
-/** Bytes a client may send on one stream, and on all together, before somebody has read them. */
-const STREAM_WINDOW = 1024 * 1024;
-const SESSION_WINDOW = 8 * 1024 * 1024;
+/**
+ * Bytes a client may send on one stream, and on all together, before somebody has read them. Agents are near: a quarter of a megabyte each millisecond is enough.
+ * With a megabyte, git's pushes over libcurl-gnutls 7.88 stall at its end, with any server.
+ */
+const STREAM_WINDOW = 256 * 1024;
+const SESSION_WINDOW = 2 * 1024 * 1024;
 
 /** Serves HTTP/2 on a socket whose TLS is already ended (or on a clear one, with prior knowledge). */
 export function serveH2(socket: Socket, options: H2Options): H2Server {

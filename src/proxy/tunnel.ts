@@ -348,6 +348,8 @@ export class TunnelRun implements Tunnel, Expiring {
       this.#end(null);
     };
     if (isH2) {
+      // What is put back is read in a later turn; a flowing socket would give it to nobody before that.
+      socket.pause();
       if (firstBytes.length > 0) socket.unshift(firstBytes);
       let failure: ProxyError | null = null;
       this.#http = serveH2(socket, {

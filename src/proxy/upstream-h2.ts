@@ -5,6 +5,7 @@ import { ProtocolError, UpstreamError } from '../core/errors.ts';
 import { Registry, Seat } from '../core/registry.ts';
 import type { Limits } from '../core/settings.ts';
 import type { UpstreamHandler, UpstreamRequest, UpstreamStream } from '../core/stream.ts';
+import { http2Transport } from './clear-transport.ts';
 import { objectHeaders, sessionHeaderLimits } from './h2-headers.ts';
 import type { Deadlines } from './limits.ts';
 import { H2UpstreamStream } from './upstream-h2-stream.ts';
@@ -42,7 +43,7 @@ export class H2Upstream {
     socket.on('error', () => undefined);
     const header = sessionHeaderLimits(limits);
     const session = connect('https://upstream.invalid', {
-      createConnection: () => socket,
+      createConnection: () => http2Transport(socket),
       settings: { enablePush: false, initialWindowSize: STREAM_WINDOW, maxHeaderListSize: header.listBytes },
       maxHeaderListPairs: header.listPairs,
       maxSendHeaderBlockLength: header.sendBytes,

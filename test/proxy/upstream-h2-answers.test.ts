@@ -98,6 +98,7 @@ describe('an answer', () => {
   });
 
   const more = frame2(CONTINUATION, 0, 1, headerBlock([['a', 'b']]));
+  const flood = frame2(CONTINUATION, 0, 1, headerBlock([['a', 'b'.repeat(1000)]]));
   const cut = (how: (socket: Socket) => void) => (peer: Peer) => {
     peer.send(head(), hel);
     setTimeout(() => how(peer.socket), 50);
@@ -134,6 +135,11 @@ describe('an answer', () => {
     [
       'with too many CONTINUATION frames',
       Buffer.concat([frame2(HEADERS, 0, 1, headerBlock([status])), ...Array.from({ length: 20 }, () => more)]),
+    ],
+    [
+      // Node's own reader would end the process here.
+      'with CONTINUATION frames without end',
+      Buffer.concat([frame2(HEADERS, 0, 1, headerBlock([status])), ...Array.from({ length: 2000 }, () => flood)]),
     ],
     ['on a stream that nobody opened', headersFrame(7, [status], { endStream: true })],
   ])(
