@@ -41,11 +41,15 @@ export function run(program: string, args: readonly string[], options: RunOption
   });
 }
 
-/** What a program needs to run, and none of the variables that would send its traffic elsewhere. */
+/** What a program needs to run, and none of the variables that would send its traffic elsewhere, color its output or set up our own. */
 export function plainEnvironment(): Record<string, string> {
   const kept: Record<string, string> = {};
   for (const [name, value] of Object.entries(process.env)) {
-    if (value === undefined || /proxy|_ca_|ssl_cert|cafile|^node_options|^vitest/i.test(name)) continue;
+    if (
+      value === undefined ||
+      /proxy|_ca_|_cert|ssl_|cainfo|cafile|^node_options|^vitest|^subfloor_|^(?:force|no)_color$|^ci$/i.test(name)
+    )
+      continue;
     kept[name] = value;
   }
   return kept;
