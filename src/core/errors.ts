@@ -28,7 +28,7 @@ export const CODES = {
     text: 'The bytes in this tunnel are neither TLS nor HTTP, and no rule allows this host and port as raw.',
   },
   websocket_not_allowed: { status: 403, kind: 'policy', text: 'No rule allows WebSocket to this host.' },
-  grpc_not_allowed: { status: 403, kind: 'policy', text: 'No rule allows gRPC to this host.' },
+  grpc_not_allowed: { status: 403, kind: 'policy', text: 'No rule allows this gRPC call.' },
   message_denied: { status: 403, kind: 'policy', text: 'A rule denies a message in this stream.' },
   policy_changed: {
     status: 403,

@@ -72,6 +72,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   #hasRetried = false;
   #isRequestSent = false;
   #isAnswered = false;
+  #answerSink: BodySink | null = null;
   #isConcluded = false;
   #expectedAccept: string | null = null;
   /** Ends the wait for an upstream connection. */
@@ -341,7 +342,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     }
     const open = (): BodySink => {
       this.#isAnswered = true;
-      return this.#client.respond(out, body.length);
+      return (this.#answerSink = this.#client.respond(out, body.length));
     };
     // While a rule still reads the whole answer, a denial can take its place: the head waits.
     const sink = stage?.holdsAll === true ? new LazySink(open) : open();
@@ -468,8 +469,14 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   }
 
   #cutClient(error: ProxyError, verdict: Verdict): void {
-    const abort = (): void => this.#client.abort(error);
-    this.#conclude('denied', verdict, null, true).then(abort, abort);
+    const sink = this.#answerSink;
+    const cut = (): void => {
+      // A gRPC call ends with its status, also when messages have been delivered: the client learns why.
+      if (sink !== null && this.#recognition?.protocol === 'grpc')
+        sink.end(grpcAnswer(refusalOfVerdict(verdict, this.id, this.#hostName())).trailers);
+      else this.#client.abort(error);
+    };
+    this.#conclude('denied', verdict, null, true).then(cut, cut);
   }
 
   /** Stops both directions upstream. */

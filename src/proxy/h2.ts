@@ -196,6 +196,7 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
   #responseDone = false;
   #isAborted = false;
   #outgoingTrailers: RawHeaders = [];
+  #waitsForTrailers = false;
   #isRaw = false;
   #movedAtMs: number;
   #isBlocked = false;
@@ -290,6 +291,7 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
     try {
       this.#stream.respond(headers, { endStream, waitForTrailers: !endStream });
       if (!endStream) this.#stream.once('wantTrailers', this.#onWantTrailers);
+      this.#waitsForTrailers = !endStream;
     } catch (error) {
       this.abort(
         new ProtocolError('upstream_protocol', 'The answer cannot be sent over HTTP/2.', { cause: error }),
@@ -331,13 +333,9 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
     this.onClose = null;
     if (!this.#stream.writableEnded && !this.#stream.destroyed) this.#stream.end();
     // Nobody needs the rest of the request: NO_ERROR tells the client to stop, its answer is whole (RFC 9113 section 8.1).
-    if (!this.#hasPeerEnded && !this.#isRaw) {
-      const stop = (): void => {
-        if (!this.#hasPeerEnded && !this.#stream.closed) this.#stream.close(constants.NGHTTP2_NO_ERROR);
-      };
-      if (this.#stream.writableFinished) stop();
-      else this.#stream.once('finish', stop);
-    }
+    if (this.#hasPeerEnded || this.#isRaw || this.#waitsForTrailers) return;
+    if (this.#stream.writableFinished) this.#stopRequest();
+    else this.#stream.once('finish', this.#stopRequest);
   }
 
   /** As `ClientStream` and as `BodySink`: the client must not take what it has for the whole. */
@@ -386,6 +384,13 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
     if (this.#stream.destroyed || this.#stream.closed) return;
     // Without trailers this sends the empty DATA frame that ends the stream; close() would sometimes send nothing.
     this.#stream.sendTrailers(objectHeaders(this.#outgoingTrailers, 'first'));
+    // In this turn the reset would overtake the trailers.
+    if (!this.#hasPeerEnded) setImmediate(this.#stopRequest);
+  };
+
+  readonly #stopRequest = (): void => {
+    if (!this.#hasPeerEnded && !this.#stream.closed && !this.#stream.destroyed)
+      this.#stream.close(constants.NGHTTP2_NO_ERROR);
   };
 
   readonly #onClose = (): void => {
