@@ -252,6 +252,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
     this.#waiting = new AbortController();
     this.#context.upstreams.acquire(origin, options, this.#waiting.signal).then(
       (lease) => {
+        this.#waiting = null;
         this.#timings.upstreamConnect = this.#context.now() - startedAt;
         if (this.#isConcluded) lease.release();
         else this.#send(lease);

@@ -95,7 +95,7 @@ export class TunnelRun implements Tunnel, Expiring {
   #requests = 0;
   #connectMs: number | null = null;
   /** Ends a dial that nobody waits for any more. */
-  readonly #dialing = new AbortController();
+  #dialing: AbortController | null = null;
   /** Of a raw tunnel whose server has not spoken: takes the first bytes of the agent. */
   #stopReadingRaw: (() => void) | null = null;
   /** The agent kept silent until a raw tunnel was dialed, and then spoke something that we can look into. */
@@ -411,10 +411,11 @@ export class TunnelRun implements Tunnel, Expiring {
     socket.on('data', onData);
     socket.resume();
     const startedAt = this.#context.pipeline.now();
-    this.#context.dialer.dialTcp(this.destination, this.#dialing.signal).then(
+    this.#context.dialer.dialTcp(this.destination, (this.#dialing = new AbortController()).signal).then(
       (dialed) => {
         socket.off('data', onData);
         socket.pause();
+        this.#dialing = null;
         this.#connectMs = this.#context.pipeline.now() - startedAt;
         this.#server = dialed.socket;
         this.#serverFacts = dialed;
@@ -487,8 +488,9 @@ export class TunnelRun implements Tunnel, Expiring {
     const { socket } = this.#request;
     socket.pause();
     const startedAt = this.#context.pipeline.now();
-    this.#context.dialer.dialTcp(this.destination, this.#dialing.signal).then(
+    this.#context.dialer.dialTcp(this.destination, (this.#dialing = new AbortController()).signal).then(
       (dialed) => {
+        this.#dialing = null;
         this.#connectMs = this.#context.pipeline.now() - startedAt;
         this.#server = dialed.socket;
         this.#serverFacts = dialed;
@@ -649,7 +651,7 @@ export class TunnelRun implements Tunnel, Expiring {
     if (this.#isConcluded) return Promise.resolve();
     this.#isConcluded = true;
     this.#stopReadingRaw?.();
-    this.#dialing.abort();
+    this.#dialing?.abort();
     const { pipeline, counter, tunnels, deadlines } = this.#context;
     deadlines.delete(this);
     tunnels.delete(this.#seat);
