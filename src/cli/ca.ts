@@ -2,6 +2,7 @@ import { open } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import type { X509Certificate } from 'node:crypto';
 import { Option, type Command } from 'commander';
+import { loadSettings } from '../config/load.ts';
 import { ConfigError } from '../core/errors.ts';
 import { Authority, checkOrganization } from '../tls/authority.ts';
 import { caPaths, retireCaPair } from '../tls/ca-files.ts';
@@ -9,7 +10,8 @@ import { spkiSha256, strictProblems } from '../tls/strictness.ts';
 import { bundleWith, javaTrustStore, pemBundle } from '../tls/trust-store.ts';
 
 interface FolderOption {
-  readonly certs: string;
+  readonly certs?: string;
+  readonly config?: string;
 }
 
 /** Java's conventional password. The store holds public certificates only, so it guards nothing. */
@@ -21,11 +23,14 @@ const TRUST_STORE_PASSWORD = 'changeit';
  */
 export function addCaCommands(program: Command): void {
   const ca = program.command('ca').description('the root CA that agents trust: make it, show it, hand it out');
-  const folder = (): Option => new Option('--certs <dir>', 'folder with ca.pem and ca.key').default('certs');
+  const folder = (): Option =>
+    new Option('--certs <dir>', 'folder with ca.pem and ca.key (default: that of the settings)');
+  const config = (): Option => new Option('-c, --config <file>', 'settings file that names the folder');
 
   ca.command('init')
     .description('make a root CA if there is none')
     .addOption(folder())
+    .addOption(config())
     .option('--force', 'make a new one even so; the old files are renamed, never overwritten')
     .option('--organization <name>', 'name in the certificate', 'Subfloor')
     .option('--json', 'print facts as JSON')
@@ -37,6 +42,7 @@ export function addCaCommands(program: Command): void {
   ca.command('show')
     .description('what agents have to trust: subject, fingerprint, validity, and whether strict clients will take it')
     .addOption(folder())
+    .addOption(config())
     .option('--json', 'print facts as JSON')
     .addHelpText('after', EXIT_CODES)
     .action((options: FolderOption & { json?: boolean }) => reporting(() => show(options)));
@@ -44,6 +50,7 @@ export function addCaCommands(program: Command): void {
   ca.command('export')
     .description('write the CA certificate (never its key) for a trust store')
     .addOption(folder())
+    .addOption(config())
     .addOption(
       new Option('--format <format>', 'pem, der, or p12 for Java').choices(['pem', 'der', 'p12']).default('pem'),
     )
@@ -52,7 +59,7 @@ export function addCaCommands(program: Command): void {
     .addHelpText('after', EXIT_CODES)
     .action((options: FolderOption & StoreOptions) =>
       reporting(async () => {
-        const { authority } = await Authority.open(resolve(options.certs), { create: false });
+        const { authority } = await Authority.open(await folderOf(options), { create: false });
         await emit(store(authority.certificates, options), options.output);
       }),
     );
@@ -60,16 +67,29 @@ export function addCaCommands(program: Command): void {
   ca.command('bundle')
     .description('public roots and our CA in one, for settings that replace the trust store of a client')
     .addOption(folder())
+    .addOption(config())
     .addOption(new Option('--format <format>', 'pem, or p12 for Java').choices(['pem', 'p12']).default('pem'))
     .option('-o, --output <file>', 'write there and not to stdout')
     .option('--password <word>', 'for p12; it keys an integrity check only', TRUST_STORE_PASSWORD)
     .addHelpText('after', EXIT_CODES)
     .action((options: FolderOption & StoreOptions) =>
       reporting(async () => {
-        const { authority } = await Authority.open(resolve(options.certs), { create: false });
+        const { authority } = await Authority.open(await folderOf(options), { create: false });
         await emit(store(bundleWith(authority.certificates), options), options.output);
       }),
     );
+}
+
+/** The folder that was named, or the one that a start would use. @throws ConfigError */
+async function folderOf(options: FolderOption): Promise<string> {
+  if (options.certs !== undefined) return resolve(options.certs);
+  const { settings } = await loadSettings({
+    cwd: process.cwd(),
+    env: process.env,
+    flags: {},
+    ...(options.config === undefined ? {} : { file: options.config }),
+  });
+  return settings.certs;
 }
 
 const EXIT_CODES = `
@@ -82,7 +102,7 @@ interface StoreOptions {
 }
 
 async function init(options: FolderOption & { force?: boolean; organization: string; json?: boolean }): Promise<void> {
-  const folder = resolve(options.certs);
+  const folder = await folderOf(options);
   // Before anything is moved: a bad name must not cost the old CA.
   checkOrganization(options.organization);
   if (options.force === true) {
@@ -102,7 +122,7 @@ async function init(options: FolderOption & { force?: boolean; organization: str
 }
 
 async function show(options: FolderOption & { json?: boolean }): Promise<void> {
-  const { authority } = await Authority.open(resolve(options.certs), { create: false });
+  const { authority } = await Authority.open(await folderOf(options), { create: false });
   const facts = factsOf(authority);
   print(facts, options.json === true);
   if (facts.strictProblems.length > 0) {

@@ -153,6 +153,25 @@ describe('the other commands', () => {
     expect(readFileSync(variables['SSL_CERT_FILE'] ?? '', 'utf8')).toContain('BEGIN CERTIFICATE');
   });
 
+  it('ca uses the folder of the settings, as start does', async () => {
+    const folder = emptyFolder();
+    writeFileSync(join(folder, 'subfloor.yaml'), 'certs: trust/\n');
+    expect((await subfloor(folder, ['ca', 'init'])).code).toBe(0);
+    expect(readdirSync(folder).sort()).toEqual(['subfloor.yaml', 'trust']);
+    expect((await subfloor(folder, ['ca', 'show'])).code).toBe(0);
+    expect((await subfloor(folder, ['ca', 'show'], { SUBFLOOR_CERTS: 'other' })).stderr).toContain(
+      join(folder, 'other'),
+    );
+    expect((await subfloor(folder, ['ca', 'show', '--certs', 'trust'], { SUBFLOOR_CERTS: 'other' })).code).toBe(0);
+  });
+
+  it('demo needs neither network nor keys, and everything in it goes as its rules say', async () => {
+    const { code, stdout } = await subfloor(emptyFolder(), ['demo']);
+    expect(stdout).toContain('Everything went as the rules say.');
+    expect(stdout).not.toContain('✗');
+    expect(code).toBe(0);
+  });
+
   it('config show --json tells where each value comes from', async () => {
     const folder = emptyFolder();
     writeFileSync(join(folder, 'subfloor.yaml'), 'audit:\n  format: flat\n');
