@@ -2,6 +2,7 @@ import { constants, performServerHandshake } from 'node:http2';
 import type { IncomingHttpHeaders, OutgoingHttpHeaders, ServerHttp2Session, ServerHttp2Stream } from 'node:http2';
 import type { Socket } from 'node:net';
 import { LimitError, ProtocolError, ProxyError, codeFacts } from '../core/errors.ts';
+import { sectionExcess } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import { Registry } from '../core/registry.ts';
 import type { Registered } from '../core/registry.ts';
@@ -82,7 +83,7 @@ class Session implements H2Server, Expiring {
       maxSessionMemory: 32,
     });
     this.#session = session;
-    session.on('error', () => this.#end(new ProtocolError('bad_request', 'HTTP/2 protocol error.')));
+    session.on('error', (error: NodeJS.ErrnoException) => this.#end(sessionError(error)));
     session.on(
       'stream',
       (stream: ServerHttp2Stream, headers: IncomingHttpHeaders, _flags: number, rawHeaders: string[]) =>
@@ -97,7 +98,8 @@ class Session implements H2Server, Expiring {
     });
     socket.on('close', () => {
       if (!session.destroyed) session.destroy();
-      this.#end(null);
+      // The session tells its error after this event, and then its own 'close'.
+      setImmediate(() => this.#end(null));
     });
     session.once('connect', () => session.setLocalWindowSize(SESSION_WINDOW));
     this.deadlineMs = deadlines.now + limits.headMs;
@@ -108,15 +110,26 @@ class Session implements H2Server, Expiring {
     return this.#streams.size;
   }
 
+  get #checkMs(): number {
+    const { slowWriteMs, idleMs, halfCloseMs } = this.#options.limits;
+    return Math.min(slowWriteMs, idleMs, halfCloseMs) / 2;
+  }
+
   expire(nowMs: number): void {
-    const { limits } = this.#options;
     if (this.#streams.size === 0) {
       this.#session.close();
       this.#session.destroy();
       return;
     }
-    for (const stream of this.#streams.snapshot()) stream.checkProgress(nowMs);
-    this.deadlineMs = nowMs + Math.min(limits.slowWriteMs, limits.idleMs) / 2;
+    const streams = this.#streams.snapshot();
+    // A reset that has not gone out since the last look never will: the client reads nothing, or nghttp2 has ended the session without an event and without
+    // closing the connection (it does so for DATA on a half-closed stream).
+    if (streams.some((stream) => stream.isAborted)) {
+      this.destroy(new LimitError('slow_peer'));
+      return;
+    }
+    for (const stream of streams) stream.checkProgress(nowMs);
+    this.deadlineMs = nowMs + this.#checkMs;
   }
 
   drain(): void {
@@ -159,7 +172,7 @@ class Session implements H2Server, Expiring {
     }
     const { limits, deadlines } = this.#options;
     const client = new H2ClientStream(this, stream, headers, rawHeaders, this.#options.scheme, limits, deadlines);
-    if (this.#streams.size === 0) this.deadlineMs = deadlines.now + Math.min(limits.slowWriteMs, limits.idleMs) / 2;
+    if (this.#streams.size === 0) this.deadlineMs = deadlines.now + this.#checkMs;
     this.#streams.add(client);
     this.#options.onStream(client);
   }
@@ -197,6 +210,8 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
   #isAborted = false;
   #outgoingTrailers: RawHeaders = [];
   #waitsForTrailers = false;
+  /** All of the answer has left us: nghttp2 has taken its last byte, window and all. */
+  #isFlushed = false;
   #isRaw = false;
   #movedAtMs: number;
   #isBlocked = false;
@@ -237,17 +252,31 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
       stream.on('trailers', (_trailers: IncomingHttpHeaders, _flags: number, raw?: string[]) => {
         this.#trailers = plainHeaders(raw ?? []);
       });
-      onPeerEnd(stream, () => {
-        this.#hasPeerEnded = true;
-      });
     }
+    onPeerEnd(
+      stream,
+      () => {
+        this.#hasPeerEnded = true;
+      },
+      // Node waits for its reader and writer before it closes a stream that was reset with NO_ERROR. Both may wait for the client, who is gone.
+      () => {
+        if (!this.#isRaw || !this.#hasPeerEnded || !this.#isFlushed) stream.destroy();
+      },
+    );
+  }
+
+  get isAborted(): boolean {
+    return this.#isAborted;
   }
 
   /** Called now and then: a stream on which nothing moves while bytes wait is given up. */
   checkProgress(nowMs: number): void {
-    const idleMs = nowMs - this.#movedAtMs;
-    if (this.#isBlocked && idleMs > this.#limits.slowWriteMs) this.abort(new LimitError('slow_peer'), true);
-    else if (!this.#requestDone && this.#consumer !== null && !this.#stream.isPaused() && idleMs > this.#limits.idleMs)
+    const { slowWriteMs, idleMs, halfCloseMs } = this.#limits;
+    const quietMs = nowMs - this.#movedAtMs;
+    const isWaiting = this.#isBlocked || (this.#responseDone && !this.#isFlushed);
+    const isReading = !this.#requestDone && this.#consumer !== null && !this.#stream.isPaused();
+    if (isWaiting && quietMs > slowWriteMs) this.abort(new LimitError('slow_peer'), true);
+    else if (isReading && quietMs > (this.#responseDone ? halfCloseMs : idleMs))
       this.abort(new LimitError('idle_timeout'), true);
   }
 
@@ -270,23 +299,30 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
   cancel(): void {
     this.#consumer = null;
     if (!this.#requestDone) this.#stream.resume();
+    if (this.#isRaw && this.#isFlushed) setImmediate(this.#stopRequest);
   }
 
   // ClientStream
 
   inform(head: ResponseHead): void {
     if (this.#stream.headersSent || this.#stream.destroyed || this.#stream.closed) return;
-    this.#stream.additionalHeaders({ ...objectHeaders(head.headers, 'first'), ':status': head.status });
+    const headers = objectHeaders(head.headers, 'first');
+    headers[':status'] = head.status;
+    // Clients take an interim answer with a length for a broken one (RFC 9110 section 8.6).
+    delete headers['content-length'];
+    this.#stream.additionalHeaders(headers);
   }
 
   respond(head: ResponseHead, length: number | null): BodySink {
     const { status } = head;
-    const isBodiless = this.request.method === 'HEAD' || status === 204 || status === 304;
+    // Node ends the stream behind a 205 by itself; it has no content (RFC 9110 section 15.3.6).
+    const isBodiless = this.request.method === 'HEAD' || status === 204 || status === 205 || status === 304;
     const headers: OutgoingHttpHeaders = objectHeaders(head.headers, 'first');
     headers[':status'] = status;
     if (!isBodiless && length !== null) headers['content-length'] = length;
-    else if (!isBodiless || status === 204) delete headers['content-length'];
+    else if (!isBodiless || status === 204 || status === 205) delete headers['content-length'];
     const endStream = isBodiless || length === 0;
+    this.#isFlushed = endStream;
     if (this.#stream.destroyed || this.#stream.closed) return this;
     try {
       this.#stream.respond(headers, { endStream, waitForTrailers: !endStream });
@@ -305,7 +341,10 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
     this.#isRaw = true;
     const headers: OutgoingHttpHeaders = objectHeaders(head.headers, 'first');
     headers[':status'] = 200;
-    this.#stream.respond(headers);
+    delete headers['content-length'];
+    this.#stream.respond(headers, { waitForTrailers: true });
+    this.#stream.once('wantTrailers', this.#onWantTrailers);
+    this.#waitsForTrailers = true;
     const source: BodySource = {
       length: null,
       start: (consumer) => this.start(consumer),
@@ -330,10 +369,11 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
     if (this.#responseDone) return;
     this.#responseDone = true;
     this.#outgoingTrailers = trailers;
+    this.#movedAtMs = this.#deadlines.now;
     this.onClose = null;
     if (!this.#stream.writableEnded && !this.#stream.destroyed) this.#stream.end();
     // Nobody needs the rest of the request: NO_ERROR tells the client to stop, its answer is whole (RFC 9113 section 8.1).
-    if (this.#hasPeerEnded || this.#isRaw || this.#waitsForTrailers) return;
+    if (this.#hasPeerEnded || this.#waitsForTrailers) return;
     if (this.#stream.writableFinished) this.#stopRequest();
     else this.#stream.once('finish', this.#stopRequest);
   }
@@ -343,11 +383,14 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
     if (this.#isAborted) return;
     this.#isAborted = true;
     const onClose = this.onClose;
+    const consumer = this.#consumer;
     this.onClose = null;
     this.#consumer = null;
     this.#responseDone = true;
     if (!this.#stream.closed) this.#stream.close(resetCode(error));
-    if (tellOwner) onClose?.(error);
+    if (!tellOwner) return;
+    if (onClose !== null) onClose(error);
+    else consumer?.fail(error);
   }
 
   /** The session is gone. */
@@ -371,7 +414,10 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
     this.#requestDone = true;
     const consumer = this.#consumer;
     this.#consumer = null;
-    consumer?.end(this.#trailers);
+    // Node takes larger sections than we do (`sessionHeaderLimits`).
+    const excess = sectionExcess(this.#trailers, this.#limits);
+    if (excess === null) consumer?.end(this.#trailers);
+    else consumer?.fail(new LimitError(excess));
   };
 
   readonly #onDrain = (): void => {
@@ -381,11 +427,12 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
   };
 
   readonly #onWantTrailers = (): void => {
+    this.#isFlushed = true;
     if (this.#stream.destroyed || this.#stream.closed) return;
     // Without trailers this sends the empty DATA frame that ends the stream; close() would sometimes send nothing.
     this.#stream.sendTrailers(objectHeaders(this.#outgoingTrailers, 'first'));
     // In this turn the reset would overtake the trailers.
-    if (!this.#hasPeerEnded) setImmediate(this.#stopRequest);
+    if (!this.#hasPeerEnded && (!this.#isRaw || this.#consumer === null)) setImmediate(this.#stopRequest);
   };
 
   readonly #stopRequest = (): void => {
@@ -395,7 +442,7 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
 
   readonly #onClose = (): void => {
     // With whatever code, NO_ERROR included: what counts is that we worked for nothing.
-    const wasReset = !this.#isAborted && (!this.#responseDone || this.#stream.rstCode !== constants.NGHTTP2_NO_ERROR);
+    const wasReset = !this.#isAborted && (!this.#isFlushed || this.#stream.rstCode !== constants.NGHTTP2_NO_ERROR);
     if (wasReset) this.#session.countReset();
     this.#session.closed(this);
     if (!this.#responseDone || (this.#isRaw && this.#consumer !== null)) this.gone(new ProxyError('client_aborted'));
@@ -409,6 +456,18 @@ const NO_BODY: BodySource = {
   resume: () => undefined,
   cancel: () => undefined,
 };
+
+/** Why Node gave up a session; null when it was the client, or the way to it, that went away. */
+function sessionError(error: NodeJS.ErrnoException): ProxyError | null {
+  switch (error.code) {
+    case 'ERR_HTTP2_TOO_MANY_INVALID_FRAMES':
+      return new LimitError('h2_flood', null, { cause: error });
+    case 'ERR_HTTP2_ERROR':
+      return new ProtocolError('bad_request', 'HTTP/2 protocol error.', { cause: error });
+    default:
+      return null;
+  }
+}
 
 function resetCode(error: ProxyError): number {
   switch (codeFacts(error.code).kind) {

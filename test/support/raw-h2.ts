@@ -1,9 +1,12 @@
+import type { Socket } from 'node:net';
 import { tlsThrough } from './raw-client.ts';
 import { PATIENCE_MS } from './waiting.ts';
 import { WireReader } from './wire-reader.ts';
 
 /** HTTP/2 in frames (RFC 9113), for what Node's client would refuse to send. */
 export interface RawH2 {
+  /** To pause and resume reading. */
+  readonly socket: Socket;
   send(bytes: Buffer): void;
   /** What became of a stream. */
   outcomeOf(stream: number, timeoutMs?: number): Promise<H2Outcome>;
@@ -95,6 +98,7 @@ export async function rawH2(proxyPort: number, host: string, ca: string): Promis
     }
   };
   return {
+    socket,
     send: (bytes) => {
       socket.write(bytes);
     },
