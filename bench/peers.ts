@@ -1,9 +1,10 @@
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
-import type { AddressInfo } from 'node:net';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { children, freePort, startScript, stopChild } from './peer-tools.ts';
+import type { Peer } from './peer-tools.ts';
+import { mitmdump, squid } from './peers-native.ts';
 import { HOST, NAMES } from './world.ts';
 import type { World } from './world.ts';
 
@@ -13,76 +14,8 @@ export interface Ports {
   readonly tcp: number;
 }
 
-/** A running proxy, or none (`direct`). */
-export interface Peer {
-  readonly name: string;
-  readonly port: number | null;
-  /** What the generator trusts. */
-  readonly ca: string;
-  /** Where CONNECT has to point so that the upstream is reached: our names where a peer can map them, else loopback. */
-  readonly target: 'name' | 'address';
-  readonly pid: number | null;
-  readonly can: ReadonlySet<'intercept' | 'h2' | 'blind'>;
-  stop(): void;
-}
-
 /** Where CPU profiles of the product go, if they are wanted. */
 export const settings: { profile: string | null } = { profile: null };
-
-const children = new Set<ChildProcess>();
-process.on('exit', () => {
-  for (const child of children) child.kill('SIGKILL');
-});
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
-
-/** Starts a script and resolves with its first line on stdout. */
-export function startScript(
-  command: string,
-  args: readonly string[],
-  env: Record<string, string> = {},
-): Promise<{ child: ChildProcess; line: string }> {
-  return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } });
-    children.add(child);
-    let text = '';
-    let errors = '';
-    const timer = setTimeout(
-      () => reject(new Error(`no word from ${args.join(' ').slice(0, 80)}: ${errors.slice(-500)}`)),
-      60_000,
-    );
-    child.stderr.on('data', (chunk: Buffer) => {
-      errors = (errors + chunk.toString()).slice(-4000);
-    });
-    child.stdout.on('data', (chunk: Buffer) => {
-      text += chunk.toString();
-      const end = text.indexOf('\n');
-      if (end < 0) return;
-      clearTimeout(timer);
-      resolve({ child, line: text.slice(0, end) });
-      text = '';
-    });
-    child.on('exit', (code) => {
-      children.delete(child);
-      clearTimeout(timer);
-      reject(new Error(`${args[0] ?? command} ended with ${code}: ${errors.slice(-800)}`));
-    });
-  });
-}
-
-export function stopChild(child: ChildProcess): void {
-  child.kill('SIGKILL');
-  children.delete(child);
-}
-
-export function freePort(): Promise<number> {
-  return new Promise((resolve) => {
-    const server = createServer();
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as AddressInfo;
-      server.close(() => resolve(port));
-    });
-  });
-}
 
 const TSX = join(import.meta.dirname, '../node_modules/tsx/dist/loader.mjs');
 
@@ -181,10 +114,6 @@ async function scripted(name: string, world: World, kind: string, can: Peer['can
   return { name, port, ca, target: 'address', pid: child.pid ?? null, can, stop: () => stopChild(child) };
 }
 
-export function isInstalled(program: string): boolean {
-  return spawnSync('which', [program]).status === 0;
-}
-
 /** Peers by name; each is started for its phases and stopped afterwards. */
 export const PEERS: Readonly<Record<string, (world: World, ports: Ports) => Promise<Peer>>> = {
   direct: (world) =>
@@ -204,6 +133,8 @@ export const PEERS: Readonly<Record<string, (world: World, ports: Ports) => Prom
   'http-mitm-proxy': (world) => scripted('http-mitm-proxy', world, 'hmp', new Set(['intercept'])),
   'http-mitm-proxy-ka': (world) => scripted('http-mitm-proxy-ka', world, 'hmp-ka', new Set(['intercept'])),
   mockttp: (world) => scripted('mockttp', world, 'mockttp', new Set(['intercept', 'h2'])),
+  mitmdump,
+  squid,
   'proxy-chain': (world) => scripted('proxy-chain', world, 'proxy-chain', new Set(['blind'])),
 };
 
@@ -213,40 +144,4 @@ function manyRules(count: number): string {
     (_all, i) => `  - { id: r${i}, match: { host: "host-${i}.example.com", path: "/v${i % 7}/**" }, action: allow }\n`,
   );
   return `${RULES}${rules.join('')}`;
-}
-
-/** CPU milliseconds of a process so far, from /proc; null where there is none. */
-export function cpuMs(pid: number | null): number | null {
-  if (pid === null) return null;
-  try {
-    let ticks = 0;
-    for (const task of [pid, ...childrenOf(pid)]) {
-      const stat = readFileSync(`/proc/${task}/stat`, 'utf8');
-      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-      ticks += Number(fields[11]) + Number(fields[12]);
-    }
-    return ticks * 10;
-  } catch {
-    return null;
-  }
-}
-
-function childrenOf(pid: number): number[] {
-  const found: number[] = [];
-  for (const task of readdirSync(`/proc/${pid}/task`)) {
-    const text = readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').trim();
-    if (text !== '') found.push(...text.split(' ').map(Number));
-  }
-  return found;
-}
-
-/** Resident bytes of a process; null where /proc is missing. */
-export function residentBytes(pid: number | null): number | null {
-  if (pid === null) return null;
-  try {
-    const match = /VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'));
-    return match === null ? null : Number(match[1]) * 1024;
-  } catch {
-    return null;
-  }
 }

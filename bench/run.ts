@@ -11,8 +11,11 @@ import { parseArgs } from 'node:util';
 import pc from 'picocolors';
 import { decideBench } from './decide.ts';
 import type { Job } from './generator.ts';
-import { PEERS, cpuMs, isInstalled, nodeScript, residentBytes, settings, stopChild } from './peers.ts';
-import type { Peer, Ports } from './peers.ts';
+import { cpuMs, residentBytes, stopChild } from './peer-tools.ts';
+import type { Peer } from './peer-tools.ts';
+import { missingPrograms } from './peers-native.ts';
+import { PEERS, nodeScript, settings } from './peers.ts';
+import type { Ports } from './peers.ts';
 import { HOST, makeWorld } from './world.ts';
 
 const { values: flags } = parseArgs({
@@ -186,6 +189,7 @@ interface Sample {
   readonly cpu: number | null;
 }
 
+const missing = missingPrograms();
 const wantedPeers = flags.peers?.split(',') ?? [
   'direct',
   'subfloor',
@@ -194,6 +198,7 @@ const wantedPeers = flags.peers?.split(',') ?? [
   'http-mitm-proxy',
   'http-mitm-proxy-ka',
   'mockttp',
+  ...['mitmdump', 'squid'].filter((program) => !missing.includes(program)),
   'proxy-chain',
 ];
 const wantedPhases = PHASES.filter(
@@ -367,8 +372,7 @@ process.stdout.write(
   `\n${table.map((row, i) => (i === 0 ? pc.bold(line(row)) : line(row))).join('\n')}\n\nCPU milliseconds of the proxy per request or tunnel in brackets.\n`,
 );
 for (const { name, value } of decisions) process.stdout.write(`${name.padEnd(52)} ${value}\n`);
-for (const program of ['mitmdump', 'squid'])
-  if (!isInstalled(program)) process.stdout.write(`${program} is not installed: skipped\n`);
+for (const program of missing) process.stdout.write(`${program} is not installed: skipped\n`);
 
 if (flags.json) process.stdout.write(`${JSON.stringify(table)}\n`);
 if (!flags['no-write'] && !flags.quick && flags.phases === undefined) {
@@ -397,9 +401,7 @@ if (!flags['no-write'] && !flags.quick && flags.phases === undefined) {
     ...decisions.map(({ name, value }) => `| ${name} | ${value} |`),
     '',
     ...[...failures].map(([where, why]) => `- failed: ${where}: ${why}`),
-    ...['mitmdump', 'squid']
-      .filter((program) => !isInstalled(program))
-      .map((program) => `- ${program} is not installed here: skipped`),
+    ...missing.map((program) => `- ${program} is not installed here: skipped`),
     '',
   ];
   writeFileSync(join(import.meta.dirname, 'results.md'), markdown.join('\n'));
