@@ -1,7 +1,8 @@
 import type { AuditEvent } from '../core/exchange.ts';
 import type { Finding } from '../core/finding.ts';
 import type { Tunnel } from '../core/tunnel.ts';
-import { integer, millisecondsOrNull, numberOrNull, text, textOrNull, texts } from './json-text.ts';
+import { integer, numberOrNull, text, textOrNull, texts } from './json-text.ts';
+import type { Parts } from './parts.ts';
 import { perTunnel } from './per-tunnel.ts';
 
 /** Longest strings (UTF-16 units) and lists in a record. */
@@ -28,12 +29,12 @@ export function withinLimit(write: (caps: Caps) => string): string {
 }
 
 /** Our own facts of an event, the members of `unmapped.subfloor` without the braces. Names are stable (docs/schemas/record.schema.json). */
-export function factsText(event: AuditEvent, caps: Caps): string {
-  const { tunnel, verdict, outcome, recognition, timings } = event;
+export function factsText(event: AuditEvent, parts: Parts, caps: Caps): string {
+  const { tunnel, verdict, outcome, recognition } = event;
   const isTunnel = event.kind === 'tunnel';
   const name = caps.name;
   return (
-    `"kind":"${event.kind}","exchange":${textOrNull(event.exchange, name)},${tunnelFactsText(tunnel, name)},` +
+    `"kind":"${event.kind}","exchange":${parts.exchange},${tunnelFactsText(tunnel, name)},` +
     `"http_version":${textOrNull(event.httpVersion, name)},` +
     `"protocol":"${isTunnel ? 'tunnel' : (recognition?.protocol ?? 'http')}",` +
     `"operation":${textOrNull(recognition?.operation ?? event.method, name)},` +
@@ -43,11 +44,9 @@ export function factsText(event: AuditEvent, caps: Caps): string {
     `"error":${textOrNull(outcome.error, name)},"cause":${textOrNull(outcome.cause, name)},` +
     `"findings":${findingsText(event.findings, caps)},` +
     (event.findings.length > caps.findings ? `"findings_omitted":${event.findings.length - caps.findings},` : '') +
-    `"bytes_out":${integer(event.bytesOut)},"bytes_in":${integer(event.bytesIn)},` +
+    `"bytes_out":${parts.bytesOut},"bytes_in":${parts.bytesIn},` +
     `"messages_out":${integer(event.messagesOut)},"messages_in":${integer(event.messagesIn)},` +
-    `"timings_ms":{"queue":${millisecondsOrNull(timings.queue)},"inspect":${millisecondsOrNull(timings.inspect)},` +
-    `"upstream_connect":${millisecondsOrNull(timings.upstreamConnect)},"first_byte":${millisecondsOrNull(timings.firstByte)},` +
-    `"total":${millisecondsOrNull(timings.total)}},` +
+    `"timings_ms":${parts.timings},` +
     `"policy":${text(event.policy, name)},` +
     `"upstream_address":${textOrNull(event.upstreamAddress, name)},` +
     `"upstream_port":${event.upstreamPort === null ? 'null' : integer(event.upstreamPort)},` +
@@ -64,12 +63,6 @@ const tunnelFactsText = perTunnel((tunnel: Tunnel, name: number) => {
     `"sni":${textOrNull(tunnel.sni, name)},"alpn":${textOrNull(tunnel.alpn, name)},"tls":${textOrNull(tunnel.tlsVersion, name)}`
   );
 });
-
-/** The path without what must never be recorded, should a caller have left it on. */
-export function pathText(path: string, caps: Caps): string {
-  const end = path.search(/[?#]/);
-  return text(end === -1 ? path : path.slice(0, end), caps.path);
-}
 
 function findingsText(findings: readonly Finding[], caps: Caps): string {
   if (findings.length === 0) return '[]';

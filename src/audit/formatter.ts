@@ -3,7 +3,7 @@ import { createIds } from '../core/ids.ts';
 import { contextText, flatText } from './flat.ts';
 import { integer, text } from './json-text.ts';
 import { metadataText, ocsfText } from './ocsf.ts';
-import type { RecordContext } from './ocsf.ts';
+import type { Parts, RecordContext } from './parts.ts';
 
 /** How records are written down. */
 export type AuditFormat = 'ocsf' | 'flat';
@@ -49,6 +49,10 @@ export function createFormatter(options: {
   };
 }
 
+function namesOf(context: RecordContext): Pick<Parts, 'uid' | 'sequence'> {
+  return { uid: text(context.uid, 64), sequence: integer(context.sequence) };
+}
+
 function gapFacts(gap: Gap): string {
   return `"kind":"gap","dropped":${integer(gap.dropped)},"from":${integer(gap.fromMs)},"to":${integer(gap.toMs)},"cause":${text(gap.cause, 128)}`;
 }
@@ -62,10 +66,10 @@ function ocsfGap(gap: Gap, context: RecordContext): string {
     `"duration":${integer(Math.max(0, gap.toMs - gap.fromMs))},"severity_id":${lost ? 4 : 2},"severity":"${lost ? 'High' : 'Low'}",` +
     `"status_id":2,"status":"Failure","status_code":"audit_unavailable","status_detail":${text(gap.cause, 128)},` +
     `"message":"Records could not be written for a while: ${integer(gap.dropped)} lost","app":{"name":"subfloor"}` +
-    `${metadataText(context, '')},"unmapped":{"subfloor":{${gapFacts(gap)}}}}`
+    `${metadataText(namesOf(context), context.productVersion, '')},"unmapped":{"subfloor":{${gapFacts(gap)}}}}`
   );
 }
 
 function flatGap(gap: Gap, context: RecordContext): string {
-  return `{"time":${integer(gap.toMs)},"start_time":${integer(gap.fromMs)},${contextText(context)},${gapFacts(gap)}}`;
+  return `{"time":${integer(gap.toMs)},"start_time":${integer(gap.fromMs)},${contextText(namesOf(context), context.productVersion)},${gapFacts(gap)}}`;
 }

@@ -1,24 +1,17 @@
 import { isIP } from 'node:net';
 import type { AuditEvent } from '../core/exchange.ts';
 import type { Tunnel } from '../core/tunnel.ts';
-import { factsText, pathText, withinLimit } from './facts.ts';
+import { factsText, withinLimit } from './facts.ts';
 import type { Caps } from './facts.ts';
 import { integer, text } from './json-text.ts';
 import { assess } from './outcome.ts';
 import type { Assessment, Coded } from './outcome.ts';
+import { partsOf, withTemplates } from './parts.ts';
+import type { Parts, RecordContext } from './parts.ts';
 import { perTunnel } from './per-tunnel.ts';
 
 /** OCSF release that the records say they follow. */
 export const OCSF_VERSION = '1.8.0';
-
-/** What a record needs beside its event. */
-export interface RecordContext {
-  /** Counts up by one for each record of this process, also for those that had to be dropped. */
-  readonly sequence: number;
-  /** ULID of the record. */
-  readonly uid: string;
-  readonly productVersion: string;
-}
 
 const HTTP_ACTIVITIES: ReadonlyMap<string, number> = new Map([
   ['CONNECT', 1],
@@ -50,50 +43,52 @@ export function toOcsf(event: AuditEvent, context: RecordContext): object {
 
 /** `toOcsf` as JSON text on one line, ASCII only, at most 32 KiB with a line feed, without the line feed. */
 export function ocsfText(event: AuditEvent, context: RecordContext): string {
-  return withinLimit((caps) =>
-    event.kind === 'tunnel' ? tunnelText(event, context, caps) : exchangeText(event, context, caps),
-  );
+  return withinLimit((caps) => recordText(event, partsOf(event, context, caps), context, caps));
 }
 
-function exchangeText(event: AuditEvent, context: RecordContext, caps: Caps): string {
+const recordText = withTemplates((event, parts, context, caps) =>
+  event.kind === 'tunnel' ? tunnelText(event, parts, context, caps) : exchangeText(event, parts, context, caps),
+);
+
+function exchangeText(event: AuditEvent, parts: Parts, context: RecordContext, caps: Caps): string {
   const { method, outcome } = event;
   const known = method === null ? 0 : HTTP_ACTIVITIES.get(method);
   const activity = known ?? 99;
   const httpMethod = known === undefined || method === null ? '' : `,"http_method":"${method}"`;
   const httpVersion = event.httpVersion === null ? '' : `,"version":${text(event.httpVersion, caps.name)}`;
-  const uid = event.exchange === null ? '' : `"uid":${text(event.exchange, caps.name)},`;
+  const uid = event.exchange === null ? '' : `"uid":${parts.exchange},`;
   const response =
     outcome.status === null
       ? ''
-      : `,"http_response":{"code":${integer(outcome.status)},"body_length":${integer(event.bytesIn)}}`;
+      : `,"http_response":{"code":${integer(outcome.status)},"body_length":${parts.bytesIn}}`;
   return (
     `{"class_uid":4002,"class_name":"HTTP Activity","activity_id":${activity},` +
     `"activity_name":${text(method ?? 'Unknown', caps.name)},"type_uid":${400200 + activity},` +
-    baseText(event, context, caps) +
-    `,"http_request":{${uid}"body_length":${integer(event.bytesOut)}${httpMethod}${httpVersion}${urlText(event, caps)}}${response}` +
-    `,"unmapped":{"subfloor":{${factsText(event, caps)}}}}`
+    baseText(event, parts, context, caps) +
+    `,"http_request":{${uid}"body_length":${parts.bytesOut}${httpMethod}${httpVersion}${urlText(event, parts, caps)}}${response}` +
+    `,"unmapped":{"subfloor":{${factsText(event, parts, caps)}}}}`
   );
 }
 
-function tunnelText(event: AuditEvent, context: RecordContext, caps: Caps): string {
+function tunnelText(event: AuditEvent, parts: Parts, context: RecordContext, caps: Caps): string {
   const activity = NETWORK_ACTIVITIES[event.outcome.kind];
   return (
     `{"class_uid":4001,"class_name":"Network Activity","activity_id":${activity.id},` +
     `"activity_name":"${activity.name}","type_uid":${400100 + activity.id},` +
-    baseText(event, context, caps) +
-    `,"unmapped":{"subfloor":{${factsText(event, caps)}}}}`
+    baseText(event, parts, context, caps) +
+    `,"unmapped":{"subfloor":{${factsText(event, parts, caps)}}}}`
   );
 }
 
 /** What both classes share: base fields, the profiles security_control and network_proxy, and the endpoints. */
-function baseText(event: AuditEvent, context: RecordContext, caps: Caps): string {
+function baseText(event: AuditEvent, parts: Parts, context: RecordContext, caps: Caps): string {
   const { tunnel, verdict, outcome } = event;
   const assessment = assess(event);
   const name = caps.name;
   const rule = verdict.rules[0];
   return (
-    `"category_uid":4,"category_name":"Network Activity","time":${integer(event.timeMs)},` +
-    `"start_time":${integer(event.startedAtMs)},"duration":${integer(Math.max(0, event.timeMs - event.startedAtMs))},` +
+    `"category_uid":4,"category_name":"Network Activity","time":${parts.time},` +
+    `"start_time":${parts.startTime},"duration":${parts.duration},` +
     assessmentText(assessment) +
     `,"status_code":${text(outcome.error ?? verdict.reason, name)}` +
     (outcome.cause === null ? '' : `,"status_detail":${text(outcome.cause, name)}`) +
@@ -101,18 +96,22 @@ function baseText(event: AuditEvent, context: RecordContext, caps: Caps): string
     (rule === undefined ? '' : `,"firewall_rule":{"uid":${text(rule, name)}}`) +
     (event.policy === '' ? '' : `,"policy":{"name":"rules","uid":${text(event.policy, name)}}`) +
     `,"dst_endpoint":${destinationText(event, caps)}` +
-    `,"traffic":{"bytes_out":${integer(event.bytesOut)},"bytes_in":${integer(event.bytesIn)}}` +
+    `,"traffic":{"bytes_out":${parts.bytesOut},"bytes_in":${parts.bytesIn}}` +
     `,${connectionText(tunnel, name)}` +
     (event.upstreamTls === null ? '' : `,"proxy_tls":{"version":${text(tlsNumber(event.upstreamTls), name)}}`) +
-    metadataText(context, `,"correlation_uid":${text(tunnel.id, name)},"profiles":["security_control","network_proxy"]`)
+    metadataText(
+      parts,
+      context.productVersion,
+      `,"correlation_uid":${text(tunnel.id, name)},"profiles":["security_control","network_proxy"]`,
+    )
   );
 }
 
 /** The `metadata` member with a comma before it. `more` are further members, each with a comma before it. */
-export function metadataText(context: RecordContext, more: string): string {
+export function metadataText(parts: Pick<Parts, 'uid' | 'sequence'>, version: string, more: string): string {
   return (
-    `,"metadata":{"version":"${OCSF_VERSION}","uid":${text(context.uid, 64)},"sequence":${integer(context.sequence)},"log_name":"audit",` +
-    `"product":{"name":"subfloor","vendor_name":"subfloor","version":${text(context.productVersion, 64)}}${more}}`
+    `,"metadata":{"version":"${OCSF_VERSION}","uid":${parts.uid},"sequence":${parts.sequence},"log_name":"audit",` +
+    `"product":{"name":"subfloor","vendor_name":"subfloor","version":${text(version, 64)}}${more}}`
   );
 }
 
@@ -159,8 +158,8 @@ function tlsNumber(version: string): string {
 }
 
 /** OCSF demands a path or a whole URL in `url`; without a path there is none. */
-function urlText(event: AuditEvent, caps: Caps): string {
+function urlText(event: AuditEvent, parts: Parts, caps: Caps): string {
   if (event.path === null) return '';
   const scheme = event.scheme === null ? '' : `"scheme":${text(event.scheme, caps.name)},`;
-  return `,"url":{${scheme}"hostname":${text(event.host, caps.name)},"port":${integer(event.port)},"path":${pathText(event.path, caps)}}`;
+  return `,"url":{${scheme}"hostname":${text(event.host, caps.name)},"port":${integer(event.port)},"path":${parts.path}}`;
 }
