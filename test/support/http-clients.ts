@@ -212,7 +212,8 @@ sys.stdout.write("%d\\n%s" % (answer.status_code, answer.text))
     name: 'Node fetch with NODE_USE_ENV_PROXY',
     isPresent: NODE_READS_VARIABLES,
     transport: 'connect',
-    plainTransport: 'connect',
+    // Newer versions send plain http the way other clients do.
+    plainTransport: Number(process.versions.node.split('.')[0]) >= 26 ? 'absolute_form' : 'connect',
     refusal: /403/,
     refusalExitCode: 1,
     get: async (world, url) => {
