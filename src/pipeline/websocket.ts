@@ -28,6 +28,8 @@ const ACCEPT_ONLY: ReadonlySet<string> = new Set(['sec-websocket-accept', 'sec-w
  * @throws ProtocolError `bad_websocket`
  */
 export function upstreamHandshake(request: RequestHead, headers: RawHeaders): { headers: string[]; accept: string } {
+  // It would have to be told from the frames behind it, by us and by the server in the same way.
+  if (hasBody(request.headers)) throw new ProtocolError('bad_websocket', 'The upgrade request has a body.');
   const kept = withoutHeaders(headers, HANDSHAKE_ONLY);
   let key: string;
   if (request.httpVersion === '2') key = randomBytes(16).toString('base64');
@@ -42,6 +44,13 @@ export function upstreamHandshake(request: RequestHead, headers: RawHeaders): { 
   }
   kept.push('Sec-WebSocket-Version', '13', 'Sec-WebSocket-Key', key);
   return { headers: kept, accept: acceptOf(key) };
+}
+
+function hasBody(headers: RawHeaders): boolean {
+  return (
+    headerValues(headers, 'transfer-encoding').length > 0 ||
+    headerValues(headers, 'content-length').some((value) => Number(value) !== 0)
+  );
 }
 
 export interface WebSocketBridgeOptions {
@@ -74,7 +83,8 @@ export class WebSocketBridge {
   constructor(options: WebSocketBridgeOptions) {
     this.#options = options;
     const { response, request, expectedAccept } = options;
-    if (headerValue(response.headers, 'sec-websocket-accept')?.trim() !== expectedAccept) {
+    const accepts = headerValues(response.headers, 'sec-websocket-accept');
+    if (accepts.length !== 1 || accepts[0]?.trim() !== expectedAccept) {
       throw new UpstreamError('upstream_upgrade_failed', 'Sec-WebSocket-Accept is wrong.');
     }
     if (headerValues(response.headers, 'sec-websocket-extensions').some((value) => value.trim() !== '')) {
@@ -132,10 +142,9 @@ export class WebSocketBridge {
 
   #close(code: number, reason: string): void {
     const { server } = this.#options;
-    // A half-sent message cannot be followed by a close frame: the peer would read it as payload.
-    if (!this.#in.stage.isMidFrame) this.#client.sink.write(encodeClose(code, reason, null));
+    if (this.#in.stage.mayClose) this.#client.sink.write(encodeClose(code, reason, null));
     this.#client.sink.end([]);
-    if (!this.#out.stage.isMidFrame) server.sink.write(encodeClose(code === 1009 ? 1001 : code, '', randomBytes(4)));
+    if (this.#out.stage.mayClose) server.sink.write(encodeClose(code === 1009 ? 1001 : code, '', randomBytes(4)));
     server.sink.end([]);
   }
 
@@ -167,7 +176,9 @@ interface Side {
 class WebSocketStage implements Stage {
   messages = 0;
   /** Bytes of an unfinished message or frame have been passed on. */
-  isMidFrame = false;
+  #isMidFrame = false;
+  /** A close frame has been passed on. */
+  #isClosed = false;
   readonly #direction: Direction;
   readonly #facts: RequestFacts;
   readonly #policy: () => Policy;
@@ -187,11 +198,18 @@ class WebSocketStage implements Stage {
     });
   }
 
+  /** A close frame of ours can follow: behind half a message it would be read as payload, and nothing follows a close frame. */
+  get mayClose(): boolean {
+    return !this.#isMidFrame && !this.#isClosed;
+  }
+
   push(chunk: Buffer, out: (bytes: Buffer) => void): Verdict | null {
     const policy = this.#policy();
     if (policy !== this.#needsOf) {
       this.#needsOf = policy;
       this.#reader.inspect = policy.needsMessages(this.#facts);
+      // A rule that came now reads messages: the rest of this one cannot be judged without its beginning.
+      if (this.#reader.inspect && this.#reader.isPassing) return POLICY_CHANGED;
     }
     for (const event of this.#reader.push(chunk)) {
       const verdict = this.#judge(event);
@@ -210,10 +228,11 @@ class WebSocketStage implements Stage {
 
   #judge(event: WsEvent): Verdict | null {
     if (event.kind === 'part') {
-      this.isMidFrame = !event.ends;
+      this.#isMidFrame = !event.ends;
       if (event.ends) this.messages++;
       return null;
     }
+    if (event.kind === 'close') this.#isClosed = true;
     if (event.kind !== 'message') return null;
     this.messages++;
     const verdict = this.#policy().message(this.#facts, {
@@ -225,6 +244,16 @@ class WebSocketStage implements Stage {
     return isRefusal(verdict) ? verdict : null;
   }
 }
+
+const POLICY_CHANGED: Verdict = {
+  action: 'deny',
+  judged: 'deny',
+  reason: 'policy_changed',
+  rules: [],
+  mode: 'enforce',
+  message: null,
+  findings: [],
+};
 
 /** The server may choose one of the offered subprotocols, or none (RFC 6455 section 4.1). */
 function checkSubprotocol(request: RawHeaders, response: RawHeaders): void {

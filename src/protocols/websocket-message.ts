@@ -80,6 +80,11 @@ export class WebSocketReader {
     return this.#headers.length > 0 || this.#frame !== null || this.#opcode !== null;
   }
 
+  /** True in the middle of a message whose beginning has been passed on without being read. */
+  get isPassing(): boolean {
+    return this.#opcode !== null && !this.#isHolding;
+  }
+
   /** @throws ProtocolError `bad_websocket`; LimitError `message_too_large`. After a throw the reader is of no more use. */
   push(chunk: Buffer): WsEvent[] {
     const events: WsEvent[] = [];

@@ -124,7 +124,7 @@ class Session implements H2Server, Expiring {
     const streams = this.#streams.snapshot();
     // A reset that has not gone out since the last look never will: the client reads nothing, or nghttp2 has ended the session without an event and without
     // closing the connection (it does so for DATA on a half-closed stream).
-    if (streams.some((stream) => stream.isAborted)) {
+    if (streams.some((stream) => stream.isStuck)) {
       this.destroy(new LimitError('slow_peer'));
       return;
     }
@@ -196,6 +196,8 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
   readonly length: number | null;
   onClose: ((error: ProxyError) => void) | null = null;
   onDrain: (() => void) | null = null;
+  /** Was aborted before the last check, and is still here. */
+  isStuck = false;
   readonly #session: Session;
   readonly #stream: ServerHttp2Stream;
   readonly #limits: Limits;
@@ -265,12 +267,9 @@ class H2ClientStream implements ClientStream, BodySource, BodySink, Registered {
     );
   }
 
-  get isAborted(): boolean {
-    return this.#isAborted;
-  }
-
   /** Called now and then: a stream on which nothing moves while bytes wait is given up. */
   checkProgress(nowMs: number): void {
+    this.isStuck = this.#isAborted;
     const { slowWriteMs, idleMs, halfCloseMs } = this.#limits;
     const quietMs = nowMs - this.#movedAtMs;
     const isWaiting = this.#isBlocked || (this.#responseDone && !this.#isFlushed);

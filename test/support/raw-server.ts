@@ -28,12 +28,14 @@ export interface RawServer {
 export interface RawServerOptions {
   readonly tls?: boolean;
   readonly alpn?: readonly string[];
+  /** Keep our side of TLS open when the client ends its own; without TLS it always stays open. */
+  readonly allowHalfOpen?: boolean;
   /** Script of a connection. What it throws ends the connection, not the test. */
   readonly script: (connection: RawConnection) => Promise<void> | void;
 }
 
 export async function startRawServer(options: RawServerOptions): Promise<RawServer> {
-  const { tls = true, alpn = ['http/1.1'], script } = options;
+  const { tls = true, alpn = ['http/1.1'], allowHalfOpen = false, script } = options;
   const connections: RawConnection[] = [];
   const received: Buffer[][] = [];
   const sockets = new Set<Socket>();
@@ -72,6 +74,7 @@ export async function startRawServer(options: RawServerOptions): Promise<RawServ
     ? createTlsServer(
         {
           ...(await ca.leaf('127.0.0.1')),
+          allowHalfOpen,
           ALPNProtocols: [...alpn],
           SNICallback: (name, done) => {
             ca.context(name).then(
