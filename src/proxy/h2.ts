@@ -60,6 +60,7 @@ class Session implements H2Server, Expiring {
   #resetsSinceMs: number;
   #isOver = false;
   #isDraining = false;
+  #isFlooded = false;
 
   constructor(socket: Socket, options: H2Options) {
     this.#options = options;
@@ -149,12 +150,15 @@ class Session implements H2Server, Expiring {
       this.#resets = 0;
       this.#resetsSinceMs = deadlines.now;
     }
-    if (++this.#resets <= limits.h2ResetsPerMinute || this.#isOver) return;
-    if (!this.#session.destroyed) {
-      this.#session.goaway(constants.NGHTTP2_ENHANCE_YOUR_CALM);
-      this.#session.destroy(undefined, constants.NGHTTP2_ENHANCE_YOUR_CALM);
-    }
-    this.#end(new LimitError('h2_flood'));
+    if (++this.#resets <= limits.h2ResetsPerMinute || this.#isOver || this.#isFlooded) return;
+    this.#isFlooded = true;
+    this.#isDraining = true;
+    if (!this.#session.destroyed) this.#session.goaway(constants.NGHTTP2_ENHANCE_YOUR_CALM);
+    // Since Node 24 a session that is destroyed in the same turn takes its GOAWAY with it.
+    setImmediate(() => {
+      if (!this.#session.destroyed) this.#session.destroy(undefined, constants.NGHTTP2_ENHANCE_YOUR_CALM);
+      this.#end(new LimitError('h2_flood'));
+    });
   }
 
   closed(stream: H2ClientStream): void {
