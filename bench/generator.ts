@@ -168,6 +168,7 @@ async function requests(): Promise<object> {
   await sleep(job.seconds * 1000);
   isCounting = false;
   const seconds = (performance.now() - startedAt) / 1000;
+  if (done === 0) throw new Error('no answer came through');
   return { rate: done / seconds, count: done, p50: percentile(latencies, 0.5) };
 }
 
@@ -351,6 +352,7 @@ async function sse(): Promise<object> {
   await sleep(1000);
   isCounting = true;
   await sleep(job.seconds * 1000);
+  if (latencies.length === 0) throw new Error('no event came through');
   return { p50: percentile(latencies, 0.5), p99: percentile(latencies, 0.99), count: latencies.length };
 }
 
