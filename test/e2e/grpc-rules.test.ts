@@ -139,19 +139,22 @@ describe('a denied call', () => {
   it.each([
     ['of the client', 'Chat', [Buffer.from('fine'), Buffer.alloc(4242)], ['fine']],
     ['of the server', 'Chat', [Buffer.from('fine'), Buffer.alloc(4343)], ['fine']],
-  ] as const)('for a later message %s ends with PERMISSION_DENIED, and the message goes no further', async (_name, method, sent, seen) => {
-    const { stream, messages, outcome } = channel.open(method);
-    const [first, second] = sent;
-    stream.write(first);
-    await until('the first echo', () => messages.length === 1);
-    const before = origin.cancelled.length;
-    stream.write(second);
-    const end = await within('the end', outcome);
-    expect(end.code).toBe(status.PERMISSION_DENIED);
-    expect(end.details).toContain('message_denied');
-    expect(messages.map(String)).toEqual(seen);
-    await until('the server to see it', () => origin.cancelled.length > before);
-  });
+  ] as const)(
+    'for a later message %s ends with PERMISSION_DENIED, and the message goes no further',
+    async (_name, method, sent, seen) => {
+      const { stream, messages, outcome } = channel.open(method);
+      const [first, second] = sent;
+      stream.write(first);
+      await until('the first echo', () => messages.length === 1);
+      const before = origin.cancelled.length;
+      stream.write(second);
+      const end = await within('the end', outcome);
+      expect(end.code).toBe(status.PERMISSION_DENIED);
+      expect(end.details).toContain('message_denied');
+      expect(messages.map(String)).toEqual(seen);
+      await until('the server to see it', () => origin.cancelled.length > before);
+    },
+  );
 
   it.each([
     ['with half a message', '/test.Echo/Unary', message('whole').subarray(0, 7), '3', 'bad_grpc'],
