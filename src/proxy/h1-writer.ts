@@ -2,7 +2,7 @@ import type { Socket } from 'node:net';
 import type { ProxyError } from '../core/errors.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { BodySink } from '../core/stream.ts';
-import { encodeLastChunk } from '../protocols/http1.ts';
+import { encodeLastChunk } from '../protocols/http1-body.ts';
 
 /** How the body that is being written ends. */
 export type WriteFraming =

@@ -23,7 +23,8 @@ import { SocksConnection } from './socks-connection.ts';
 import { Registry, Seat } from '../core/registry.ts';
 import { subjectAltNames } from '../tls/subject-names.ts';
 import { SOCKET_BUFFER_BYTES } from './connect-race.ts';
-import { TunnelRun, recordRefusedTunnel } from './tunnel.ts';
+import { recordRefusedTunnel } from './tunnel-event.ts';
+import { TunnelRun } from './tunnel.ts';
 import type { TunnelContext } from './tunnel.ts';
 
 export interface ListenerContext {

@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net';
 import type { Agent, ConnectionFacts } from '../core/agent.ts';
-import { LimitError, ProtocolError, ProxyError, UpstreamError, causeOf, codeFacts, isCode } from '../core/errors.ts';
-import type { AuditEvent, OutcomeKind } from '../core/exchange.ts';
+import { LimitError, ProtocolError, ProxyError, UpstreamError, causeOf, codeFacts } from '../core/errors.ts';
+import type { OutcomeKind } from '../core/exchange.ts';
 import type { Policy } from '../core/facts.ts';
 import type { Log } from '../core/ports.ts';
 import { Seat } from '../core/registry.ts';
@@ -25,6 +25,7 @@ import { sniff } from './sniff.ts';
 import { Splice } from './splice.ts';
 import { readHello, refuseTls, terminate } from './terminate.ts';
 import type { TlsTools } from './terminate.ts';
+import { tunnelEvent } from './tunnel-event.ts';
 
 /** Tunnels of one proxy and what they need. */
 export interface TunnelContext {
@@ -674,84 +675,8 @@ export class TunnelRun implements Tunnel, Expiring {
   }
 }
 
-interface TunnelEnd {
-  /** Status the client got for its CONNECT; null: that of the code, if CONNECT was how it came. */
-  readonly status: number | null;
-  readonly bytesOut: number;
-  readonly bytesIn: number;
-  readonly connectMs: number | null;
-  readonly totalMs: number | null;
-  readonly server: { readonly address: string; readonly port: number } | null;
-  readonly policy: string;
-}
-
-function tunnelEvent(
-  tunnel: Tunnel,
-  timeMs: number,
-  verdict: Verdict,
-  kind: OutcomeKind,
-  error: ProxyError | null,
-  end: TunnelEnd,
-): AuditEvent {
-  return {
-    kind: 'tunnel',
-    timeMs,
-    startedAtMs: tunnel.openedAtMs,
-    exchange: null,
-    tunnel,
-    httpVersion: null,
-    method: tunnel.via === 'connect' ? 'CONNECT' : null,
-    scheme: null,
-    host: tunnel.destination.host,
-    port: tunnel.destination.port,
-    path: null,
-    hasQuery: false,
-    recognition: null,
-    verdict,
-    outcome: {
-      kind,
-      status: end.status ?? (tunnel.via === 'connect' ? statusOf(error?.code ?? verdict.reason) : null),
-      error: error?.code ?? null,
-      cause: error === null ? null : causeOf(error),
-    },
-    findings: verdict.findings,
-    bytesOut: end.bytesOut,
-    bytesIn: end.bytesIn,
-    timings: { queue: null, inspect: null, upstreamConnect: end.connectMs, firstByte: null, total: end.totalMs },
-    upstreamAddress: end.server?.address ?? null,
-    upstreamPort: end.server?.port ?? null,
-    upstreamAlpn: null,
-    upstreamTls: null,
-    policy: end.policy,
-    messagesOut: 0,
-    messagesIn: 0,
-  };
-}
-
-/** Record of a tunnel that was refused before it could open: a malformed request, an unknown agent. Resolves to what to answer. */
-export function recordRefusedTunnel(pipeline: PipelineContext, tunnel: Tunnel, error: ProxyError): Promise<Refusal> {
-  const end: TunnelEnd = {
-    status: null,
-    bytesOut: 0,
-    bytesIn: 0,
-    connectMs: null,
-    totalMs: null,
-    server: null,
-    policy: pipeline.policy().revision,
-  };
-  const event = tunnelEvent(tunnel, pipeline.wallClock(), verdictOfCode(error.code), 'denied', error, end);
-  return pipeline.audit.record(event, true).then(
-    () => refusalOf(error, tunnel.id),
-    () => refusalOf(new ProxyError('audit_unavailable'), tunnel.id),
-  );
-}
-
 const EMPTY = Buffer.alloc(0);
 
 function asProxyError(error: unknown): ProxyError {
   return error instanceof ProxyError ? error : new ProxyError('internal_error', null, { cause: error });
-}
-
-function statusOf(reason: string): number | null {
-  return isCode(reason) ? codeFacts(reason).status : null;
 }

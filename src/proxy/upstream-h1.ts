@@ -1,6 +1,6 @@
 import type { Socket } from 'node:net';
 import { LimitError, ProtocolError, ProxyError, UpstreamError } from '../core/errors.ts';
-import { headerValue } from '../core/headers.ts';
+import { headerValue, listTokens } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Limits } from '../core/settings.ts';
 import type {
@@ -13,8 +13,9 @@ import type {
   UpstreamRequest,
   UpstreamStream,
 } from '../core/stream.ts';
-import { BodyDecoder, HeadCollector, isSafeField, isSafeRequestLine, parseResponseHead } from '../protocols/http1.ts';
-import type { BodyEvents } from '../protocols/http1.ts';
+import { BodyDecoder } from '../protocols/http1-body.ts';
+import type { BodyEvents } from '../protocols/http1-body.ts';
+import { HeadCollector, isSafeField, isSafeRequestLine, parseResponseHead } from '../protocols/http1.ts';
 import { classifyUpstreamTlsError } from '../tls/upstream-context.ts';
 import { H1Writer } from './h1-writer.ts';
 import type { WriteFraming } from './h1-writer.ts';
@@ -280,6 +281,9 @@ export class H1Upstream implements Expiring, BodyEvents {
     if (head.status === 101) {
       if (!this.#isUpgrade || handler === null)
         throw new ProtocolError('upstream_protocol', '101 without an upgrade request.');
+      // What follows is read as WebSocket frames; a server that switches to something else would be misread.
+      if (!listTokens(head.headers, 'upgrade').includes('websocket'))
+        throw new ProtocolError('upstream_protocol', '101 to another protocol.');
       this.#state = 'raw';
       this.#handler = null;
       this.#touch();

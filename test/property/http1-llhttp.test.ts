@@ -5,7 +5,8 @@ import type { AddressInfo } from 'node:net';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import fc from 'fast-check';
 import { ProxyError } from '../../src/core/errors.ts';
-import { BodyDecoder, HeadCollector, parseRequestHead } from '../../src/protocols/http1.ts';
+import { BodyDecoder } from '../../src/protocols/http1-body.ts';
+import { HeadCollector, parseRequestHead } from '../../src/protocols/http1.ts';
 
 /**
  * What our parser accepts, llhttp must read the same way: same method, target, headers and body. (The other direction does not hold: we refuse more.)

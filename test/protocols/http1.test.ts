@@ -1,13 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import fc from 'fast-check';
 import { ProxyError } from '../../src/core/errors.ts';
-import {
-  BodyDecoder,
-  HeadCollector,
-  encodeLastChunk,
-  parseRequestHead,
-  parseResponseHead,
-} from '../../src/protocols/http1.ts';
+import { BodyDecoder, encodeLastChunk } from '../../src/protocols/http1-body.ts';
+import { HeadCollector, parseRequestHead, parseResponseHead } from '../../src/protocols/http1.ts';
 
 const LIMITS = { headerBytes: 65536, headerCount: 100, targetBytes: 8192 };
 
