@@ -3,7 +3,6 @@ import type { Finding } from '../core/finding.ts';
 import type { Tunnel } from '../core/tunnel.ts';
 import { integer, numberOrNull, text, textOrNull, texts } from './json-text.ts';
 import type { Parts } from './parts.ts';
-import { perTunnel } from './per-tunnel.ts';
 
 /** Longest strings (UTF-16 units) and lists in a record. */
 export interface Caps {
@@ -56,13 +55,13 @@ export function factsText(event: AuditEvent, parts: Parts, caps: Caps): string {
 }
 
 /** What is the same for all exchanges of a tunnel. */
-const tunnelFactsText = perTunnel((tunnel: Tunnel, name: number) => {
+function tunnelFactsText(tunnel: Tunnel, name: number): string {
   return (
     `"tunnel":${text(tunnel.id, name)},"agent":${text(tunnel.agent.id, name)},"identified_by":"${tunnel.agent.identifiedBy}",` +
     `"transport":"${tunnel.via}","listener":${text(tunnel.listener, name)},"tunnel_mode":"${tunnel.mode}",` +
     `"sni":${textOrNull(tunnel.sni, name)},"alpn":${textOrNull(tunnel.alpn, name)},"tls":${textOrNull(tunnel.tlsVersion, name)}`
   );
-});
+}
 
 function findingsText(findings: readonly Finding[], caps: Caps): string {
   if (findings.length === 0) return '[]';

@@ -8,7 +8,6 @@ import { assess } from './outcome.ts';
 import type { Assessment, Coded } from './outcome.ts';
 import { partsOf, withTemplates } from './parts.ts';
 import type { Parts, RecordContext } from './parts.ts';
-import { perTunnel } from './per-tunnel.ts';
 
 /** OCSF release that the records say they follow. */
 export const OCSF_VERSION = '1.8.0';
@@ -129,8 +128,8 @@ function messageText(event: AuditEvent, { disposition }: Assessment, caps: Caps)
   return text(`${disposition.name}: ${what} ${event.host}:${event.port} (${code})`, caps.name * 2);
 }
 
-/** Members that are the same for all records of a tunnel. */
-const connectionText = perTunnel((tunnel, name) => {
+/** The members about the tunnel and its ends. */
+function connectionText(tunnel: Tunnel, name: number): string {
   const sni = tunnel.sni === null ? '' : `,"sni":${text(tunnel.sni, name)}`;
   const tls = tunnel.tlsVersion === null ? '' : `,"tls":{"version":${text(tlsNumber(tunnel.tlsVersion), name)}${sni}}`;
   return (
@@ -138,7 +137,7 @@ const connectionText = perTunnel((tunnel, name) => {
     `,"connection_info":{"uid":${text(tunnel.id, name)},"direction_id":2,"direction":"Outbound","protocol_name":"tcp"}` +
     `,"proxy_endpoint":{"name":"subfloor","svc_name":${text(tunnel.listener, name)}}${tls}`
   );
-});
+}
 
 function sourceText(tunnel: Tunnel, name: number): string {
   const { agent, sourceAddress } = tunnel;

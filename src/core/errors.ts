@@ -218,3 +218,8 @@ export function causeOf(error: unknown): string {
 export function isCode(text: string): text is Code {
   return Object.hasOwn(CODES, text);
 }
+
+/** What was thrown, if it is ours; anything else is a fault of our own, `internal_error`. */
+export function asProxyError(error: unknown): ProxyError {
+  return error instanceof ProxyError ? error : new ProxyError('internal_error', null, { cause: error });
+}

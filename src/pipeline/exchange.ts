@@ -1,5 +1,5 @@
-import { ProtocolError, ProxyError, UpstreamError, causeOf, codeFacts } from '../core/errors.ts';
-import type { Code } from '../core/errors.ts';
+import { ProtocolError, ProxyError, UpstreamError, causeOf, codeFacts, asProxyError } from '../core/errors.ts';
+
 import type { AuditEvent, Outcome, OutcomeKind, Recognition, Timings } from '../core/exchange.ts';
 import type { Policy } from '../core/facts.ts';
 import { endToEndHeaders, headerValues, joinCookies, listTokens } from '../core/headers.ts';
@@ -19,7 +19,7 @@ import { formatAuthority } from '../core/url.ts';
 import { isGrpc, parseGrpcPath } from '../protocols/grpc.ts';
 import type { PipelineContext } from './context.ts';
 import { HttpFacts } from './facts.ts';
-import { isRefusal } from './judge.ts';
+import { isRefusal, verdictOfCode } from './judge.ts';
 import type { Agent } from '../core/agent.ts';
 import type { OpenExchange } from './open-exchanges.ts';
 import { HeldBody, LazySink, Pump } from './pump.ts';
@@ -35,11 +35,6 @@ import { WebSocketBridge, upstreamHandshake } from './websocket.ts';
 const DROPPED_RESPONSE_HEADERS: ReadonlySet<string> = new Set(['alt-svc']);
 /** Repeating these does the same as doing them once (RFC 9110 section 9.2.2). */
 const IDEMPOTENT: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS', 'PUT', 'DELETE']);
-
-/** The verdict of an exchange that ended before the rules were asked. */
-export function verdictOfCode(code: Code, action: 'deny' | 'allow' = 'deny'): Verdict {
-  return { action, judged: action, reason: code, rules: [], mode: 'enforce', message: null, findings: [] };
-}
 
 /**
  * One request and its response, from head to record. The order is this file, top to bottom: open → agree on the target → recognize → judge → connect → send →
@@ -447,7 +442,7 @@ export class ExchangeRun implements OpenExchange, UpstreamHandler {
   /** Something failed: answered with its code if no answer has begun, else the stream is cut so that it cannot look complete. */
   #fail(cause: unknown): void {
     if (this.#isConcluded) return;
-    const error = cause instanceof ProxyError ? cause : new ProxyError('internal_error', null, { cause });
+    const error = asProxyError(cause);
     if (error.code === 'internal_error') {
       this.#context.log.error(
         { exchange: this.id, cause: causeOf(error.cause), stack: stackOf(error.cause) },

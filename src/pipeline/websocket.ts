@@ -10,7 +10,7 @@ import type { BodySink, RawDuplex, RequestHead, ResponseHead } from '../core/str
 import type { Verdict } from '../core/verdict.ts';
 import { WebSocketReader, acceptOf, encodeClose, isKey } from '../protocols/websocket-message.ts';
 import type { WsEvent } from '../protocols/websocket-message.ts';
-import { isRefusal } from './judge.ts';
+import { isRefusal, verdictOfCode } from './judge.ts';
 import { Pump } from './pump.ts';
 import type { Stage } from './pump.ts';
 import { refusalOf, refusalOfVerdict, webSocketClose } from './respond.ts';
@@ -245,15 +245,7 @@ class WebSocketStage implements Stage {
   }
 }
 
-const POLICY_CHANGED: Verdict = {
-  action: 'deny',
-  judged: 'deny',
-  reason: 'policy_changed',
-  rules: [],
-  mode: 'enforce',
-  message: null,
-  findings: [],
-};
+const POLICY_CHANGED = verdictOfCode('policy_changed');
 
 /** The server may choose one of the offered subprotocols, or none (RFC 6455 section 4.1). */
 function checkSubprotocol(request: RawHeaders, response: RawHeaders): void {

@@ -14,6 +14,7 @@ import type { Http1RequestHead } from '../protocols/http1.ts';
 import { H1Writer } from './h1-writer.ts';
 import type { WriteFraming } from './h1-writer.ts';
 import type { H1Connection } from './h1.ts';
+import { NO_BODY } from './no-body.ts';
 
 /** One request of an `H1Connection`. */
 export class H1ClientStream implements ClientStream, BodySource {
@@ -233,11 +234,3 @@ function headText(
   if (connection !== null) text += `Connection: ${connection}\r\n`;
   return `${text}\r\n`;
 }
-
-const NO_BODY: BodySource = {
-  length: 0,
-  start: (consumer) => consumer.end([]),
-  pause: () => undefined,
-  resume: () => undefined,
-  cancel: () => undefined,
-};

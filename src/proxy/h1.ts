@@ -1,5 +1,5 @@
 import type { Socket } from 'node:net';
-import { LimitError, ProtocolError, ProxyError } from '../core/errors.ts';
+import { LimitError, ProtocolError, ProxyError, asProxyError } from '../core/errors.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Limits } from '../core/settings.ts';
 import type { BodyConsumer, ClientStream } from '../core/stream.ts';
@@ -342,7 +342,7 @@ export class H1Connection implements Expiring, BodyEvents {
       while (bytes.length > 0 && this.#canProcess()) bytes = this.#step(bytes);
     } catch (error) {
       this.#isProcessing = false;
-      this.#fail(error instanceof ProxyError ? error : new ProxyError('internal_error', null, { cause: error }));
+      this.#fail(asProxyError(error));
       return;
     }
     this.#isProcessing = false;

@@ -17,6 +17,7 @@ import type {
 import { objectHeaders, plainHeaders } from './h2-headers.ts';
 import { onPeerEnd } from './h2-peer-end.ts';
 import type { Deadlines } from './limits.ts';
+import { NO_BODY } from './no-body.ts';
 
 /** The session of a stream. */
 export interface H2StreamOwner {
@@ -285,14 +286,6 @@ export class H2ClientStream implements ClientStream, BodySource, BodySink, Regis
     if (!this.#responseDone || (this.#isRaw && this.#consumer !== null)) this.gone(new ProxyError('client_aborted'));
   };
 }
-
-const NO_BODY: BodySource = {
-  length: 0,
-  start: (consumer) => consumer.end([]),
-  pause: () => undefined,
-  resume: () => undefined,
-  cancel: () => undefined,
-};
 
 function resetCode(error: ProxyError): number {
   switch (codeFacts(error.code).kind) {

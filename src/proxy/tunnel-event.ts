@@ -3,7 +3,7 @@ import type { AuditEvent, OutcomeKind } from '../core/exchange.ts';
 import type { Tunnel } from '../core/tunnel.ts';
 import type { Verdict } from '../core/verdict.ts';
 import type { PipelineContext } from '../pipeline/context.ts';
-import { verdictOfCode } from '../pipeline/exchange.ts';
+import { verdictOfCode } from '../pipeline/judge.ts';
 import { refusalOf } from '../pipeline/respond.ts';
 import type { Refusal } from '../pipeline/respond.ts';
 

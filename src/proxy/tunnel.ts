@@ -1,6 +1,14 @@
 import type { Socket } from 'node:net';
 import type { Agent, ConnectionFacts } from '../core/agent.ts';
-import { LimitError, ProtocolError, ProxyError, UpstreamError, causeOf, codeFacts } from '../core/errors.ts';
+import {
+  LimitError,
+  ProtocolError,
+  ProxyError,
+  UpstreamError,
+  causeOf,
+  codeFacts,
+  asProxyError,
+} from '../core/errors.ts';
 import type { OutcomeKind } from '../core/exchange.ts';
 import type { Policy } from '../core/facts.ts';
 import type { Log } from '../core/ports.ts';
@@ -11,10 +19,10 @@ import type { ClientStream } from '../core/stream.ts';
 import type { Destination, Tunnel, TunnelMode, Via } from '../core/tunnel.ts';
 import type { Verdict } from '../core/verdict.ts';
 import type { PipelineContext } from '../pipeline/context.ts';
-import { ExchangeRun, verdictOfCode } from '../pipeline/exchange.ts';
+import { ExchangeRun } from '../pipeline/exchange.ts';
 import { connectAnswer, refusalOf, refusalOfVerdict } from '../pipeline/respond.ts';
 import type { Refusal } from '../pipeline/respond.ts';
-import { isRefusal } from '../pipeline/judge.ts';
+import { isRefusal, verdictOfCode } from '../pipeline/judge.ts';
 import { H1Connection } from './h1.ts';
 import { serveH2 } from './h2.ts';
 import type { H2Server } from './h2.ts';
@@ -411,25 +419,30 @@ export class TunnelRun implements Tunnel, Expiring {
     };
     socket.on('data', onData);
     socket.resume();
-    const startedAt = this.#context.pipeline.now();
-    this.#context.dialer.dialTcp(this.destination, (this.#dialing = new AbortController()).signal).then(
-      (dialed) => {
+    this.#dial(
+      (server) => {
         socket.off('data', onData);
         socket.pause();
-        this.#dialing = null;
-        this.#connectMs = this.#context.pipeline.now() - startedAt;
-        this.#server = dialed.socket;
-        this.#serverFacts = dialed;
-        if (this.#isConcluded) {
-          dialed.socket.destroy();
-          return;
-        }
-        dialed.socket.on('error', () => undefined);
+        server.on('error', () => undefined);
         this.#establish();
         this.#readPassthroughHello();
       },
-      (error: unknown) => this.#refuse(error),
+      (error) => this.#refuse(error),
     );
+  }
+
+  /** Connects to the destination for bytes that pass unseen. Given up when the tunnel ends first. */
+  #dial(onServer: (server: Socket) => void, onError: (error: unknown) => void): void {
+    const startedAt = this.#context.pipeline.now();
+    this.#dialing = new AbortController();
+    this.#context.dialer.dialTcp(this.destination, this.#dialing.signal).then((dialed) => {
+      this.#dialing = null;
+      this.#connectMs = this.#context.pipeline.now() - startedAt;
+      this.#server = dialed.socket;
+      this.#serverFacts = dialed;
+      if (this.#isConcluded) dialed.socket.destroy();
+      else onServer(dialed.socket);
+    }, onError);
   }
 
   #readPassthroughHello(): void {
@@ -488,21 +501,12 @@ export class TunnelRun implements Tunnel, Expiring {
     }
     const { socket } = this.#request;
     socket.pause();
-    const startedAt = this.#context.pipeline.now();
-    this.#context.dialer.dialTcp(this.destination, (this.#dialing = new AbortController()).signal).then(
-      (dialed) => {
-        this.#dialing = null;
-        this.#connectMs = this.#context.pipeline.now() - startedAt;
-        this.#server = dialed.socket;
-        this.#serverFacts = dialed;
-        if (this.#isConcluded) {
-          dialed.socket.destroy();
-          return;
-        }
+    this.#dial(
+      (server) => {
         if (readRaw(held) === 'opaque') this.#join(held);
-        else this.#awaitFirstWord(dialed.socket, held, gateVerdict);
+        else this.#awaitFirstWord(server, held, gateVerdict);
       },
-      (error: unknown) => this.#end(asProxyError(error)),
+      (error) => this.#end(asProxyError(error)),
     );
   }
 
@@ -676,7 +680,3 @@ export class TunnelRun implements Tunnel, Expiring {
 }
 
 const EMPTY = Buffer.alloc(0);
-
-function asProxyError(error: unknown): ProxyError {
-  return error instanceof ProxyError ? error : new ProxyError('internal_error', null, { cause: error });
-}

@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net';
-import { LimitError, ProtocolError, ProxyError, UpstreamError } from '../core/errors.ts';
+import type { ProxyError } from '../core/errors.ts';
+import { LimitError, ProtocolError, UpstreamError, asProxyError } from '../core/errors.ts';
 import { headerValue, listTokens } from '../core/headers.ts';
 import type { RawHeaders } from '../core/headers.ts';
 import type { Limits } from '../core/settings.ts';
@@ -20,6 +21,7 @@ import { classifyUpstreamTlsError } from '../tls/upstream-context.ts';
 import { H1Writer } from './h1-writer.ts';
 import type { WriteFraming } from './h1-writer.ts';
 import type { Deadlines, Expiring } from './limits.ts';
+import { NO_BODY } from './no-body.ts';
 
 export interface H1UpstreamOwner {
   /** The exchange is over and the connection can take another. */
@@ -184,7 +186,7 @@ export class H1Upstream implements Expiring, BodyEvents {
     try {
       this.#process(chunk);
     } catch (error) {
-      this.#close(error instanceof ProxyError ? error : new ProxyError('internal_error', null, { cause: error }));
+      this.#close(asProxyError(error));
     }
   };
 
@@ -306,7 +308,7 @@ export class H1Upstream implements Expiring, BodyEvents {
       this.#responseDone = true;
       this.#handler = null;
       this.#state = 'body';
-      handler?.response(out, EMPTY_BODY);
+      handler?.response(out, NO_BODY);
       this.#maybeIdle();
       return false;
     }
@@ -377,7 +379,7 @@ export class H1Upstream implements Expiring, BodyEvents {
         if (chunk !== undefined) this.#process(chunk);
       }
     } catch (error) {
-      this.#close(error instanceof ProxyError ? error : new ProxyError('internal_error', null, { cause: error }));
+      this.#close(asProxyError(error));
       return;
     }
     if (this.#state === 'closed') return;
@@ -476,14 +478,6 @@ function goneStream(handler: UpstreamHandler): UpstreamStream {
   const body: BodySink = { onDrain: null, write: () => true, end: () => undefined, abort };
   return { body, reused: true, sawBytes: () => false, abort };
 }
-
-const EMPTY_BODY: BodySource = {
-  length: 0,
-  start: (consumer) => consumer.end([]),
-  pause: () => undefined,
-  resume: () => undefined,
-  cancel: () => undefined,
-};
 
 /** Request head as text. Host goes where the agent had it, else first (RFC 9110 section 7.2). */
 function requestText(request: UpstreamRequest): string {

@@ -17,6 +17,7 @@ import type {
 import { objectHeaders, plainHeaders } from './h2-headers.ts';
 import { onPeerEnd } from './h2-peer-end.ts';
 import type { Deadlines, Expiring } from './limits.ts';
+import { NO_BODY } from './no-body.ts';
 
 type ResponseHeaders = IncomingHttpHeaders & { ':status'?: number | undefined };
 
@@ -275,14 +276,6 @@ export class H2UpstreamStream implements UpstreamStream, BodySink, BodySource, E
 }
 
 const IGNORE = (): void => undefined;
-
-const NO_BODY: BodySource = {
-  length: 0,
-  start: (consumer) => consumer.end([]),
-  pause: IGNORE,
-  resume: IGNORE,
-  cancel: IGNORE,
-};
 
 function headOf(status: number, headers: RawHeaders): ResponseHead {
   return { httpVersion: '2', status, reason: '', headers };
